@@ -1,0 +1,3 @@
+//! Every decision of the program, as pure functions: no actix, no clock, no I/O.
+
+pub mod pool;

@@ -1,0 +1,3 @@
+//! The only code that touches processes, devices, locks and files.
+
+pub mod nvml;
