@@ -1,6 +1,9 @@
 //! The vocabulary every layer shares: ids, ranges, attempts, GPUs, and how things ended. No behaviour beyond
 //! parsing and printing lives here.
 
+pub mod layout;
+pub mod state;
+
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;

@@ -1,3 +1,9 @@
 //! Every decision of the program, as pure functions: no actix, no clock, no I/O.
 
+pub mod coverage;
+pub mod merge;
+pub mod plan;
 pub mod pool;
+pub mod restart;
+pub mod supervisor;
+pub mod worker;
