@@ -161,9 +161,7 @@ pub enum ExitOutcome {
     Signal(i32),
     /// A leased GPU's lock was held by somebody else; no worker was started.
     GpuBusy { gpu: String },
-    /// The program could not be executed (`errno`).
-    ExecFailed { errno: i32, message: String },
-    /// The shim could not do its work (disk full, folder unwritable).
+    /// The shim could not do its work (disk full, folder unwritable), so no worker was started.
     Environment { message: String },
     /// No exit record: the shim itself was killed or the machine stopped.
     Unknown,
@@ -178,7 +176,6 @@ impl fmt::Display for ExitOutcome {
                 None => write!(f, "killed by signal {signal}"),
             },
             Self::GpuBusy { gpu } => write!(f, "GPU {gpu} is held by another scheduler"),
-            Self::ExecFailed { message, .. } => write!(f, "could not be started: {message}"),
             Self::Environment { message } => write!(f, "environment: {message}"),
             Self::Unknown => write!(f, "ended without a record (killed together with its shim, or power loss)"),
         }

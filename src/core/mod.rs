@@ -1,5 +1,6 @@
 //! Every decision of the program, as pure functions: no actix, no clock, no I/O.
 
+pub mod command;
 pub mod coverage;
 pub mod merge;
 pub mod plan;

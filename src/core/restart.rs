@@ -29,7 +29,6 @@ pub fn classify(end: AttemptEnd, judgement: &Judgement, stop_requested: bool) ->
     let class = match end.outcome {
         ExitOutcome::GpuBusy { .. } => FailureClass::GpuBusy,
         ExitOutcome::Environment { .. } => FailureClass::Environment,
-        ExitOutcome::ExecFailed { .. } => FailureClass::Configuration,
         _ if stop_requested || end.told_to_stop => FailureClass::Stopped,
         _ if end.swallowed_error.is_some() => FailureClass::RejectedOutput,
         ExitOutcome::Code(0) => FailureClass::ContractBreach,
@@ -106,7 +105,6 @@ mod tests {
             (ExitOutcome::Code(64), false, None, Configuration),
             (ExitOutcome::Code(78), false, None, Configuration),
             (ExitOutcome::Code(127), false, None, Configuration),
-            (ExitOutcome::ExecFailed { errno: 2, message: "no such file".into() }, false, None, Configuration),
             (ExitOutcome::GpuBusy { gpu: "sim-0".into() }, false, None, GpuBusy),
             (ExitOutcome::Environment { message: "disk full".into() }, false, None, Environment),
         ];

@@ -11,6 +11,8 @@ use std::time::Duration;
 pub struct Policy {
     pub max_parallel: usize,
     pub start_stagger: Duration,
+    /// How long to wait for GPUs while nothing runs; `None` = for ever.
+    pub wait_timeout: Option<Duration>,
     pub restart: RestartPolicy,
 }
 
@@ -74,6 +76,8 @@ pub enum Event {
     RangeClosed { range: RangeId },
     StopRequested(StopCause),
     MergeEnded,
+    /// Time has passed.
+    Ticked,
 }
 
 #[must_use]
@@ -119,6 +123,8 @@ pub struct Supervisor {
     ever_accepted: bool,
     next_start: Duration,
     stagger_armed: bool,
+    /// Since when ranges wait for GPUs while nothing runs.
+    waiting_since: Option<Duration>,
     merging: bool,
     pub(crate) finished: bool,
 }
@@ -159,6 +165,7 @@ impl Supervisor {
                 self.finished = true;
                 actions.push(Action::Finish(Ending::Merged));
             }
+            Event::Ticked => self.watch_waiting(now, policy, &mut actions),
         }
         self.dispatch(now, policy, &mut actions);
         self.settle(&mut actions);
@@ -251,6 +258,17 @@ impl Supervisor {
         self.ever_accepted = ever_accepted;
         if let Some(cause) = broken {
             self.stop_requested(Ending::Broken(cause), actions);
+        }
+    }
+
+    fn watch_waiting(&mut self, now: Duration, policy: &Policy, actions: &mut Vec<Action>) {
+        let any = |wanted: fn(&Phase) -> bool| self.slots.values().any(|slot| wanted(&slot.phase));
+        let waits = any(|phase| *phase == Phase::Leasing) && !any(|phase| matches!(phase, Phase::Running(_)));
+        self.waiting_since = waits.then(|| self.waiting_since.unwrap_or(now));
+        if let (Some(since), Some(limit), None) = (self.waiting_since, policy.wait_timeout, &self.stop)
+            && now - since >= limit
+        {
+            self.stop_requested(Ending::Stopped(StopCause::WaitedTooLong), actions);
         }
     }
 

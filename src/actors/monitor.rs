@@ -1,0 +1,206 @@
+//! Tells people what happens: log lines, progress, and the file that `status` reads. Influences nothing.
+
+use super::off_thread;
+use crate::core::command::shell_line;
+use crate::core::supervisor::End;
+use crate::messages::{AttemptEnded, AttemptStarted, LeaseDelayed, RangeEnded};
+use crate::types::{FailureClass, RangeId};
+use actix::{Actor, AsyncContext, Context, Handler};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
+/// `live.json` follows what happens within this time.
+const WRITE_AFTER: Duration = Duration::from_millis(300);
+
+/// `live.json`: what a live scheduler knows that no other document says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    pub version: u32,
+    pub scheduler_id: String,
+    /// What a range that is not running waits for, by range.
+    pub waiting: BTreeMap<String, String>,
+}
+
+pub struct MonitorActor {
+    live: Live,
+    live_path: PathBuf,
+    write_pending: bool,
+    show_commands: bool,
+    total: usize,
+    /// Input rows: all, done before this run began, and left per range that has not ended.
+    rows_total: u64,
+    rows_before: u64,
+    rows_left: BTreeMap<RangeId, u64>,
+    complete: usize,
+    given_up: usize,
+    running: usize,
+    restarts: usize,
+    began: Instant,
+}
+
+impl MonitorActor {
+    /// `rows_left` has an entry for every range.
+    pub fn new(live_path: PathBuf, scheduler_id: String, show_commands: bool, rows_left: BTreeMap<RangeId, u64>, rows_total: u64) -> Self {
+        let rows_before = rows_total - rows_left.values().sum::<u64>();
+        Self {
+            live: Live { version: crate::types::state::VERSION, scheduler_id, ..Live::default() },
+            live_path,
+            write_pending: false,
+            show_commands,
+            total: rows_left.len(),
+            rows_total,
+            rows_before,
+            rows_left,
+            complete: 0,
+            given_up: 0,
+            running: 0,
+            restarts: 0,
+            began: Instant::now(),
+        }
+    }
+
+    fn waits_for(&mut self, range: RangeId, reason: Option<String>, ctx: &mut Context<Self>) {
+        match reason {
+            Some(reason) => self.live.waiting.insert(range.to_string(), reason),
+            None => self.live.waiting.remove(&range.to_string()),
+        };
+        if !std::mem::replace(&mut self.write_pending, true) {
+            ctx.run_later(WRITE_AFTER, |actor, ctx| {
+                actor.write_pending = false;
+                let (live, path) = (actor.live.clone(), actor.live_path.clone());
+                off_thread(ctx, move || write_live(&live, &path), |result, _, _| {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "cannot write live.json");
+                    }
+                });
+            });
+        }
+    }
+
+    fn progress(&self) {
+        let left: u64 = self.rows_left.values().sum();
+        let done = self.rows_total - left;
+        let elapsed = self.began.elapsed();
+        let now = done - self.rows_before;
+        let eta = match now {
+            0 => String::new(),
+            _ => format!(", about {} left", duration_words(elapsed.mul_f64(left as f64 / now as f64))),
+        };
+        let given_up = if self.given_up > 0 { format!(", {} given up", self.given_up) } else { String::new() };
+        tracing::info!(
+            "Progress: {}/{} completed, {} running{given_up}, {} of {} input rows, elapsed: {:.1}s{eta}",
+            self.complete,
+            self.total,
+            self.running,
+            done,
+            self.rows_total,
+            elapsed.as_secs_f64(),
+        );
+    }
+
+    fn print_command(&self, msg: &AttemptStarted) {
+        let rule = "=".repeat(80);
+        let gpus: Vec<String> = msg.lease.gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
+        let lines = shell_line(&msg.command).join(" \\\n    ");
+        let (low, high) = (msg.range.low, msg.range.high);
+        eprintln!(
+            "{rule}\nWorker Command for range [{low}, {high}):\nCUDA_VISIBLE_DEVICES={} \\\n{lines}\n{rule}",
+            gpus.join(",")
+        );
+    }
+}
+
+/// Minutes and hours as people say them.
+pub fn duration_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..=99 => format!("{seconds} s"),
+        100..=5999 => format!("{} min", (seconds + 30) / 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Readers never see half a file; losing it costs nothing, so it is not synced.
+fn write_live(live: &Live, path: &std::path::Path) -> std::io::Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(live)?)?;
+    std::fs::rename(temporary, path)
+}
+
+impl Actor for MonitorActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.began = Instant::now();
+        ctx.run_interval(PROGRESS_EVERY, |actor, _| actor.progress());
+    }
+}
+
+impl Handler<LeaseDelayed> for MonitorActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: LeaseDelayed, ctx: &mut Context<Self>) {
+        tracing::debug!("Range [{}, {}) waits: {}", msg.range.low, msg.range.high, msg.reason);
+        if self.running == 0 && self.live.waiting.is_empty() {
+            tracing::info!("Waiting for GPUs: {}", msg.reason);
+        }
+        self.waits_for(msg.range, Some(msg.reason), ctx);
+    }
+}
+
+impl Handler<AttemptStarted> for MonitorActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: AttemptStarted, ctx: &mut Context<Self>) {
+        self.running += 1;
+        let gpus: Vec<u32> = msg.lease.gpus.iter().map(|gpu| gpu.ordinal).collect();
+        let (low, high) = (msg.range.low, msg.range.high);
+        let attempt = if msg.attempt.0 > 1 { format!(" (attempt {})", msg.attempt) } else { String::new() };
+        tracing::info!("Starting worker for range [{low}, {high}) on GPUs {gpus:?}{attempt}");
+        if self.show_commands {
+            self.print_command(&msg);
+        }
+        self.waits_for(msg.range, None, ctx);
+    }
+}
+
+impl Handler<AttemptEnded> for MonitorActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: AttemptEnded, ctx: &mut Context<Self>) {
+        self.running = self.running.saturating_sub(1);
+        self.rows_left.insert(msg.range, msg.report.rows_left);
+        let (low, high) = (msg.range.low, msg.range.high);
+        match &msg.report.failure {
+            None => tracing::info!("Worker [{low}, {high}) completed successfully"),
+            Some((FailureClass::Stopped, _)) => tracing::info!("Worker [{low}, {high}) stopped"),
+            Some((class, message)) => {
+                self.restarts += 1;
+                tracing::warn!("Worker failed for range [{low}, {high}), attempt {}: {class}: {message}", msg.attempt);
+                self.waits_for(msg.range, Some(format!("restart after {class}")), ctx);
+            }
+        }
+    }
+}
+
+impl Handler<RangeEnded> for MonitorActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: RangeEnded, ctx: &mut Context<Self>) {
+        match msg.end {
+            End::Complete => self.complete += 1,
+            End::GivenUp => {
+                self.given_up += 1;
+                tracing::error!("Range [{}, {}) is given up", msg.range.low, msg.range.high);
+            }
+        }
+        self.waits_for(msg.range, None, ctx);
+        self.progress();
+    }
+}

@@ -1,0 +1,107 @@
+//! What happens once an attempt's process tree is gone: judge, accept, write, and make the range's file when it was
+//! the last one. Every step is durable before the next begins and may be taken again after a crash.
+//!
+//! Used by a range's actor during a run, and when a later scheduler finds what an earlier one left.
+
+use crate::core::coverage::{self, AttemptEnd, Evidence};
+use crate::core::{plan, worker};
+use crate::ports::{Outputs, StateStore, StoreError, Sweeper};
+use crate::types::state::{OpenAttempt, RangeState, RangeStatus};
+use crate::types::{ExitOutcome, FailureClass, RangeId};
+
+/// A range's failure as the supervisor counts it.
+pub type Failure = Option<(FailureClass, String)>;
+
+/// The ports that settling needs.
+#[derive(Clone, Copy)]
+pub struct World<'a> {
+    pub store: &'a dyn StateStore,
+    pub outputs: &'a dyn Outputs,
+    pub sweeper: &'a dyn Sweeper,
+}
+
+/// Judges the open attempt of `state`, if there is one, and completes the range where nothing is left.
+///
+/// # Errors
+/// A document or file could not be read or written; `state` on disk is then either the old or the new one.
+pub fn settle(
+    world: World,
+    mut state: RangeState,
+    ids: &[i64],
+    stop_requested: bool,
+) -> Result<(RangeState, Failure), StoreError> {
+    let mut failure = None;
+    if let Some(open) = state.open.clone() {
+        failure = judge_open(world, &mut state, &open, ids, stop_requested)?;
+        if !worker::all_accepted(&state, ids) {
+            world.store.save(&state)?;
+            return Ok((state, failure));
+        }
+        // What was accepted is on disk before any file is moved.
+        state.status = RangeStatus::Running;
+        world.store.save(&state)?;
+    }
+    if state.status != RangeStatus::Complete && worker::all_accepted(&state, ids) {
+        complete(world, &mut state, ids)?;
+    }
+    Ok((state, failure))
+}
+
+/// Turns a range all of whose ids are accepted into a complete one with its drop-in file.
+pub fn complete(world: World, state: &mut RangeState, ids: &[i64]) -> Result<(), StoreError> {
+    let range = state.range();
+    let piece = world.outputs.assemble(range, &state.pieces, plan::ids_of(ids, range))?;
+    let replaced = std::mem::replace(&mut state.pieces, vec![piece]);
+    state.status = RangeStatus::Complete;
+    world.store.save(state)?;
+    world.outputs.discard(range, &replaced);
+    Ok(())
+}
+
+fn judge_open(
+    world: World,
+    state: &mut RangeState,
+    open: &OpenAttempt,
+    ids: &[i64],
+    stop_requested: bool,
+) -> Result<Failure, StoreError> {
+    let range = state.range();
+    let record = world.store.exit_record(range, open.number)?;
+    let last_output = world.store.last_output(range, open.number);
+    let (outcome, told_to_stop, swallowed_error) = match record {
+        Some(record) => (record.outcome, record.told_to_stop, record.swallowed_error),
+        None => {
+            world.sweeper.sweep(range, open.number);
+            let outcome = match last_output {
+                Some(_) => ExitOutcome::Unknown,
+                None => ExitOutcome::Environment { message: "the attempt was named but never started".into() },
+            };
+            (outcome, false, None)
+        }
+    };
+    let end = AttemptEnd { outcome: &outcome, told_to_stop, swallowed_error: swallowed_error.as_deref() };
+    let findings = world.outputs.examine(range, open.number, open.gap)?;
+    let asked: Vec<i64> = asked_ids(ids, state, open.gap);
+    let evidence = Evidence {
+        ids: &asked,
+        file: findings.file.as_ref().map(|(_, facts)| facts),
+        full_copy: findings.full_copy,
+        stray_file: findings.stray_file.as_deref(),
+    };
+    let judgement = coverage::judge(end, evidence);
+    let file = findings.file.as_ref().map(|(path, facts)| (path.as_path(), facts));
+    let failure = worker::apply(state, open, judgement, end, file, stop_requested);
+    let said = last_output.filter(|line| !line.is_empty());
+    if let (Some(last), Some(said)) = (&mut state.last_failure, said)
+        && failure.is_some()
+    {
+        last.message = format!("{} (last output: {said})", last.message);
+    }
+    Ok(failure.map(|(class, message)| {
+        (class, state.last_failure.as_ref().map_or(message, |last| last.message.clone()))
+    }))
+}
+
+fn asked_ids(ids: &[i64], state: &RangeState, gap: RangeId) -> Vec<i64> {
+    plan::ids_of(ids, gap).iter().copied().filter(|id| !state.accepts(*id)).collect()
+}
