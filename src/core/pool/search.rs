@@ -1,0 +1,306 @@
+//! Every state that a small machine can get into, by breadth-first search over (state x event).
+//!
+//! Time is made finite by shrinking the gaps between the instants that still matter to just above the longest limit,
+//! and lease ids by counting them anew; both keep every comparison the pool can make.
+
+use super::invariants::*;
+use super::{Action, Bug, Event, Policy, Pool, State};
+use crate::types::{GpuFacts, GpuSnapshot, LeaseId, RangeId};
+use std::cell::Cell;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+thread_local! {
+    pub(super) static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const LONGEST_GAP: Duration = Duration::from_secs(3);
+
+/// What is really the case with one GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Truth {
+    Clean,
+    /// Memory in use, by our worker or by anything else.
+    Dirty,
+    /// Its lock is held by another scheduler.
+    Locked,
+    Failing,
+    Gone,
+}
+
+/// What may happen in one search, beyond requests, looks and releases.
+#[derive(Debug, Clone)]
+struct Scope {
+    gpus: usize,
+    group: u32,
+    ranges: i64,
+    /// What GPU i may turn into by itself.
+    truths: Vec<Vec<Truth>>,
+    looks_in_flight: usize,
+    cancels: bool,
+    busy: bool,
+    driver_fails: bool,
+    at_most: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct World {
+    pool: Pool,
+    truth: Vec<Truth>,
+    looks: Vec<(Duration, Vec<Truth>)>,
+    now: Duration,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Pass,
+    Turn(usize, Truth),
+    Look,
+    Deliver(usize),
+    DriverFails,
+    Tell(Event),
+}
+
+impl Scope {
+    fn policy(&self) -> Policy {
+        Policy {
+            group_size: self.group,
+            reclaim_limit: 2 * SECOND,
+            busy_pause: SECOND,
+            min_free_bytes: 10,
+            max_used_bytes: 5,
+            ..Policy::default()
+        }
+    }
+
+    fn steps(&self, world: &World) -> Vec<Step> {
+        let mut steps = vec![Step::Pass];
+        for (gpu, truths) in self.truths.iter().enumerate() {
+            steps.extend(truths.iter().filter(|t| **t != world.truth[gpu]).map(|t| Step::Turn(gpu, *t)));
+        }
+        if world.looks.len() < self.looks_in_flight {
+            steps.push(Step::Look);
+        }
+        steps.extend((0..world.looks.len()).map(Step::Deliver));
+        if self.driver_fails {
+            steps.push(Step::DriverFails);
+        }
+        for low in 0..self.ranges {
+            let range = RangeId::new(low, low + 1);
+            if world.pool.waiting().any(|(waiting, _)| waiting == range) {
+                if self.cancels {
+                    steps.push(Step::Tell(Event::Cancelled { range }));
+                }
+            } else if !world.pool.leases().any(|(_, holder)| holder == Some(range)) {
+                steps.push(Step::Tell(Event::Requested { range }));
+            }
+        }
+        for (lease, _) in world.pool.leases() {
+            steps.push(Step::Tell(Event::Released { lease: lease.id }));
+            if self.busy {
+                let gpu = lease.gpus.first().map(|gpu| gpu.uuid.clone());
+                steps.push(Step::Tell(Event::Busy { lease: lease.id, gpu }));
+            }
+        }
+        steps
+    }
+}
+
+impl World {
+    fn new(scope: &Scope) -> Self {
+        let truth = vec![Truth::Clean; scope.gpus];
+        Self { pool: Pool::new(), truth, looks: Vec::new(), now: 10 * SECOND }
+    }
+
+    fn apply(&mut self, step: &Step, policy: &Policy) -> Result<(), String> {
+        match step {
+            Step::Pass => self.now += SECOND,
+            Step::Turn(gpu, truth) => self.truth[*gpu] = *truth,
+            Step::Look => self.looks.push((self.now, self.truth.clone())),
+            Step::Deliver(index) => {
+                let (taken_at, truth) = self.looks.remove(*index);
+                self.tell(Event::Observed { taken_at, seen: Ok(snapshot(&truth)) }, policy)?;
+            }
+            Step::DriverFails => {
+                self.tell(Event::Observed { taken_at: self.now, seen: Err("down".to_owned()) }, policy)?;
+            }
+            Step::Tell(event) => self.tell(event.clone(), policy)?,
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, event: Event, policy: &Policy) -> Result<(), String> {
+        let before = self.pool.clone();
+        let actions = self.pool.decide(event.clone(), self.now, policy);
+        for action in &actions {
+            if let Action::Granted { lease, .. } = action {
+                for gpu in &lease.gpus {
+                    self.truth[gpu.ordinal as usize] = Truth::Dirty;
+                }
+            }
+        }
+        let broken = [
+            (each_gpu_in_at_most_one_lease(&self.pool), "a GPU is in two leases"),
+            (granted_only_eligible(&event, &actions, policy), "granted what was not eligible"),
+            (released_only_after_a_later_look(&before, &event, &self.pool), "freed without a later look"),
+            (no_request_dropped(&before, &event, &actions, &self.pool), "a request was dropped or overtaken"),
+        ];
+        match broken.iter().find(|(holds, _)| !holds) {
+            Some((_, what)) => Err(format!("{what}: {event:?} -> {actions:?}\nfrom {before:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Once everything is free, eligible and looked at, the head of the queue is served, and as many as fit.
+    fn must_serve_the_head(&self, policy: &Policy) -> Result<(), String> {
+        let mut world = self.clone();
+        let leases: Vec<LeaseId> = world.pool.leases().map(|(lease, _)| lease.id).collect();
+        for lease in leases {
+            world.tell(Event::Released { lease }, policy)?;
+        }
+        let waiting = world.pool.waiting().count();
+        world.now += 2 * SECOND;
+        world.truth.fill(Truth::Clean);
+        let fresh = Event::Observed { taken_at: world.now, seen: Ok(snapshot(&world.truth)) };
+        world.tell(fresh, policy)?;
+        let expected = waiting.min(world.truth.len() / policy.group_size as usize);
+        let granted = world.pool.leases().count();
+        if granted == expected { Ok(()) } else { Err(format!("{granted} of {expected} served: {self:?}")) }
+    }
+
+    fn canonical(mut self) -> Self {
+        let mut times: Vec<&mut Duration> = vec![&mut self.now];
+        times.extend(self.looks.iter_mut().map(|(taken_at, _)| taken_at));
+        times.extend(self.pool.last_look.as_mut());
+        times.extend(self.pool.slots.values_mut().filter_map(|slot| match &mut slot.state {
+            State::Reclaiming { since } | State::Skipped { since } => Some(since),
+            _ => None,
+        }));
+        times.sort();
+        let (mut old, mut new) = (None, 10 * SECOND);
+        for time in times {
+            let gap = old.map_or(Duration::ZERO, |old| *time - old);
+            new += gap.min(LONGEST_GAP);
+            old = Some(*time);
+            *time = new;
+        }
+        let ids: BTreeMap<LeaseId, LeaseId> =
+            self.pool.leases.keys().copied().zip((0..).map(LeaseId)).collect();
+        self.pool.leases = self.pool.leases.into_iter().map(|(id, holding)| (ids[&id], holding)).collect();
+        for slot in self.pool.slots.values_mut() {
+            if let State::Leased(id) = &mut slot.state {
+                *id = ids[id];
+            }
+        }
+        self.pool.next_lease = ids.len() as u64;
+        self
+    }
+}
+
+fn snapshot(truth: &[Truth]) -> GpuSnapshot {
+    let facts = |(index, truth): (usize, &Truth)| GpuFacts {
+        ordinal: index as u32,
+        uuid: format!("GPU-{index}"),
+        name: String::new(),
+        pci_bus_id: String::new(),
+        total_bytes: 10,
+        free_bytes: if *truth == Truth::Dirty { 0 } else { 10 },
+        used_bytes: if *truth == Truth::Dirty { 10 } else { 0 },
+        processes: None,
+        locked: *truth == Truth::Locked,
+        fault: (*truth == Truth::Failing).then(|| "fell off the bus".to_owned()),
+    };
+    let present = truth.iter().enumerate().filter(|(_, truth)| **truth != Truth::Gone);
+    GpuSnapshot { gpus: present.map(facts).collect(), distances: Vec::new() }
+}
+
+/// How many states there are, or the first one that breaks a rule.
+fn search(scope: &Scope) -> Result<usize, String> {
+    let policy = scope.policy();
+    let hash = |world: &World| {
+        let mut hasher = DefaultHasher::new();
+        world.hash(&mut hasher);
+        hasher.finish()
+    };
+    let start = World::new(scope).canonical();
+    let mut seen = HashSet::from([hash(&start)]);
+    let mut frontier = VecDeque::from([start]);
+    while let Some(world) = frontier.pop_front() {
+        world.must_serve_the_head(&policy)?;
+        for step in scope.steps(&world) {
+            let mut next = world.clone();
+            next.apply(&step, &policy)?;
+            let next = next.canonical();
+            if seen.insert(hash(&next)) {
+                frontier.push_back(next);
+            }
+        }
+        if seen.len() > scope.at_most {
+            return Err(format!("more than {} states: not finite, or too large a scope", scope.at_most));
+        }
+    }
+    Ok(seen.len())
+}
+
+fn searched(scope: &Scope) -> usize {
+    let states = search(scope).unwrap_or_else(|broken| panic!("{broken}"));
+    eprintln!("{states} states");
+    states
+}
+
+fn scope(gpus: usize, group: u32, ranges: i64) -> Scope {
+    Scope {
+        gpus,
+        group,
+        ranges,
+        truths: vec![vec![Truth::Clean, Truth::Dirty]; gpus],
+        looks_in_flight: 1,
+        cancels: false,
+        busy: false,
+        driver_fails: false,
+        at_most: 3_000_000,
+    }
+}
+
+#[test]
+fn two_gpus_with_overtaking_looks() {
+    assert!(searched(&Scope { looks_in_flight: 2, ..scope(2, 1, 2) }) > 1_000);
+}
+
+#[test]
+fn three_gpus_one_each() {
+    assert!(searched(&scope(3, 1, 2)) > 1_000);
+}
+
+#[test]
+fn two_gpus_that_get_locked_fail_and_vanish() {
+    use Truth::*;
+    let truths = vec![vec![Clean, Dirty, Locked, Failing, Gone], vec![Clean, Dirty]];
+    let scope = Scope { truths, cancels: true, busy: true, driver_fails: true, ..scope(2, 1, 2) };
+    assert!(searched(&scope) > 1_000);
+}
+
+#[test]
+fn four_gpus_in_pairs() {
+    let truths = vec![vec![Truth::Clean, Truth::Dirty], vec![Truth::Clean], vec![], vec![Truth::Clean]];
+    assert!(searched(&Scope { truths, cancels: true, busy: true, ..scope(4, 2, 3) }) > 1_000);
+}
+
+/// The search can fail: each mistake planted here is found.
+#[test]
+fn planted_bugs_are_found() {
+    for (bug, complaint) in [
+        (Bug::FreedAtRelease, "freed without a later look"),
+        (Bug::OldLookTrusted, "freed without a later look"),
+        (Bug::EligibilityIgnored, "granted what was not eligible"),
+    ] {
+        PLANTED.with(|planted| planted.set(Some(bug)));
+        let outcome = search(&Scope { looks_in_flight: 2, ..scope(2, 1, 2) });
+        PLANTED.with(|planted| planted.set(None));
+        let found = outcome.expect_err("a planted bug went unnoticed");
+        assert!(found.starts_with(complaint), "{bug:?}: {found}");
+    }
+}
