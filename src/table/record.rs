@@ -411,4 +411,4 @@ impl Header {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
