@@ -191,7 +191,8 @@ fn start_actors(
         let peers = Peers {
             started: monitor.clone().recipient(),
             tree_gone: supervisor.clone().recipient(),
-            ended: vec![supervisor.clone().recipient(), monitor.clone().recipient()],
+            // The monitor first, so that its line stands before what the supervisor makes of it.
+            ended: vec![monitor.clone().recipient(), supervisor.clone().recipient()],
             closed: supervisor.clone().recipient(),
         };
         let workers = prepared.states.iter().filter(|state| state.status != RangeStatus::Complete).map(|state| {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
+const IDLE_BEFORE_SAYING_SO: Duration = Duration::from_secs(3);
 /// `live.json` follows what happens within this time.
 const WRITE_AFTER: Duration = Duration::from_millis(300);
 
@@ -146,11 +147,16 @@ impl Handler<LeaseDelayed> for MonitorActor {
     type Result = ();
 
     fn handle(&mut self, msg: LeaseDelayed, ctx: &mut Context<Self>) {
-        tracing::debug!("Range [{}, {}) waits: {}", msg.range.low, msg.range.high, msg.reason);
-        if self.running == 0 && self.live.waiting.is_empty() {
-            tracing::info!("Waiting for GPUs: {}", msg.reason);
-        }
+        tracing::debug!("Range [{}, {}) waits: {}", msg.range.low, msg.range.high, &msg.reason);
         self.waits_for(msg.range, Some(msg.reason), ctx);
+        // Queueing behind running ranges is no news; waiting while nothing runs is.
+        ctx.run_later(IDLE_BEFORE_SAYING_SO, move |actor, _| {
+            if actor.running == 0
+                && let Some(reason) = actor.live.waiting.get(&msg.range.to_string())
+            {
+                tracing::warn!("Nothing runs; range [{}, {}) waits: {reason}", msg.range.low, msg.range.high);
+            }
+        });
     }
 }
 

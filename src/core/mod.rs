@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod coverage;
+pub mod invariants;
 pub mod merge;
 pub mod plan;
 pub mod pool;

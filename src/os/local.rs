@@ -61,6 +61,7 @@ impl Processes for LocalProcesses {
         let (range, attempt) = (job.range, job.attempt);
         let spec = serde_json::to_vec(&self.spec(job)).map_err(io::Error::other)?;
         let mut child = tokio::process::Command::new("/proc/self/exe")
+            .arg0("auto-scheduler")
             .arg(SHIM)
             .arg(format!("{range}.{attempt}"))
             .stdin(Stdio::piped())

@@ -125,6 +125,7 @@ fn spawn(spec: &ShimSpec, tmpdir: &Path) -> std::io::Result<(i32, std::io::PipeR
     use std::os::unix::process::CommandExt;
     let (reader, writer) = std::io::pipe()?;
     let child = Command::new("/proc/self/exe")
+        .arg0("auto-scheduler")
         .arg(TRAMPOLINE)
         .arg(std::process::id().to_string())
         .args(&spec.argv)
