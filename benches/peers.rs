@@ -105,7 +105,7 @@ fn plan(settings: &Settings) -> Result<(), String> {
     }
     let mut wc = Command::new("wc");
     wc.arg("-l").arg(&plain);
-    contestants.push(simple("wc -l (lines only)", ">= 0.5", megabytes, wc));
+    contestants.push(simple("wc -l (lines only)", "", megabytes, wc));
     let mut problem = race(settings.rounds, contestants);
     print_peak_memory(&mut plan_command(&plain));
 
@@ -139,7 +139,7 @@ fn ours_plan(input: &Path, ids: u64, megabytes: f64) -> Contestant<'_> {
     let run = move || {
         let (seconds, output) = timed(&mut plan_command(input))?;
         let said = String::from_utf8_lossy(&output.stdout).replace([',', '_'], "");
-        if !said.contains(&ids.to_string()) {
+        if !said.split(|c: char| !c.is_ascii_digit()).any(|number| number == ids.to_string()) {
             return Err(format!("plan does not speak of {ids} ids: {said:?}"));
         }
         Ok(vec![seconds])
@@ -230,7 +230,7 @@ print(time.perf_counter() - began, written)
 "#;
 
 fn merge(settings: &Settings) -> Result<(), String> {
-    let (ids, rows_per_id) = if settings.quick { (200, 100) } else { (2_000, 200) };
+    let (ids, rows_per_id) = if settings.quick { (200, 100) } else { (2_000, 205) };
     let out = settings.folder.join("merge");
     let made = make_pieces(settings, &out, ids, rows_per_id);
     let pieces = made.as_ref().map_or_else(|(_, pieces)| pieces.clone(), Clone::clone);
