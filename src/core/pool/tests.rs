@@ -234,7 +234,7 @@ fn a_gpu_lost_after_its_release_is_quarantined_as_lost() {
 
 #[test]
 fn a_busy_gpu_is_skipped_for_a_while_and_its_companion_is_not() {
-    let mut driver = Driver::new(pairs());
+    let mut driver = Driver::new(Policy { busy_pause: 20 * SECOND, ..pairs() });
     let all = || (0..3).map(gpu).collect::<Vec<_>>();
     let lease = driver.leased(0, all());
     let busy = Event::Busy { lease: lease.id, gpu: Some("GPU-00".to_owned()) };
@@ -253,7 +253,7 @@ fn a_busy_gpu_is_skipped_for_a_while_and_its_companion_is_not() {
         [Action::Granted { .. }, Action::Waiting { reason, .. }]
             if reason.contains("GPU 0 was found locked by another scheduler")
     ));
-    driver.now = since + 5 * SECOND;
+    driver.now = since + 20 * SECOND;
     assert!(reason(&driver.look(all())).starts_with("2 GPUs wanted, 1 free; GPU 1 leased"));
 }
 
