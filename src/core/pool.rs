@@ -4,6 +4,7 @@
 //! only while handling a fresh [`Event::Observed`], so nothing is ever granted on old knowledge.
 
 mod eligibility;
+mod events;
 mod group;
 pub mod invariants;
 #[cfg(test)]
@@ -13,92 +14,13 @@ mod selection;
 mod tests;
 
 pub use eligibility::{capacity, why_never, why_not};
+pub use events::{Action, Event, Policy};
 pub use selection::{GpuName, GpuSelection, allowed, given, parse_selection, resolve, visible};
 
 use crate::types::{GpuFacts, GpuSnapshot, Lease, LeaseId, LeasedGpu, RangeId};
 use eligibility::{is_allowed, mib};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
-
-/// What the user asked for; constant for a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// GPUs of one lease; 0 means that workers need none, and every request is granted an empty lease at once.
-    pub group_size: u32,
-    /// A GPU is eligible from this much free memory on ...
-    pub min_free_bytes: u64,
-    /// ... and while less than this is in use.
-    pub max_used_bytes: u64,
-    /// How long a released GPU may take to give its memory back before it is quarantined.
-    pub reclaim_limit: Duration,
-    /// How long a GPU is left alone after a worker found its lock held.
-    pub busy_pause: Duration,
-    /// UUIDs that may be leased (see [`allowed`]); `None` for all.
-    pub allowed: Option<BTreeSet<String>>,
-    /// An explicit list without NVML: memory is unknown and not asked for. Locks still apply.
-    pub trust: bool,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            group_size: 2,
-            min_free_bytes: 10 << 30,
-            max_used_bytes: 1000 << 20,
-            reclaim_limit: Duration::from_secs(60),
-            busy_pause: Duration::from_secs(5),
-            allowed: None,
-            trust: false,
-        }
-    }
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A range wants a lease. Asking again while still waiting changes nothing.
-    Requested { range: RangeId },
-    /// A waiting range wants none any more. A lease that was already granted has to be released.
-    Cancelled { range: RangeId },
-    /// The whole process tree that used the lease is gone, or never started.
-    Released { lease: LeaseId },
-    /// A look at the machine that *began* at `taken_at`, on the same clock as `now`.
-    Observed { taken_at: Duration, seen: Result<GpuSnapshot, String> },
-    /// The lease's worker never started because a GPU lock (of this UUID, or of an unknown one) is held by somebody
-    /// else. Ends the lease; the range has to ask again.
-    Busy { lease: LeaseId, gpu: Option<String> },
-    /// A living worker of an earlier scheduler uses this lease. Sent before the first request; an id already in
-    /// use is ignored, and so is a GPU that another lease holds.
-    Adopted { range: Option<RangeId>, lease: Lease },
-    /// This GPU fails whatever runs on it. A lease on it runs on, but it gets no new one until cleared.
-    Blamed { gpu: String, reason: String },
-    /// Something progressed on a blamed GPU after all.
-    Cleared { gpu: String },
-}
-
-/// What has to be done about it.
-#[must_use]
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    Granted {
-        range: RangeId,
-        lease: Lease,
-    },
-    /// Said once per range and reason.
-    Waiting {
-        range: RangeId,
-        reason: String,
-    },
-    /// Begin a look at the machine now, also when one that began earlier has not ended yet.
-    Observe,
-    Quarantined {
-        gpu: LeasedGpu,
-        reason: String,
-    },
-    Restored {
-        gpu: LeasedGpu,
-    },
-}
 
 /// All GPUs seen so far, all leases, all waiting ranges.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]

@@ -6,8 +6,4 @@ pub mod local;
 pub mod locks;
 pub mod machine;
 pub mod nvml;
-pub mod outputs;
-pub mod process;
-pub mod signals;
 pub mod sim_gpus;
-pub mod state_store;

@@ -58,6 +58,6 @@ fn why_excluded(facts: &GpuFacts, policy: &Policy) -> Option<String> {
 
 /// One decimal, rounded down, so that too little never reads like enough.
 fn gib(bytes: u64) -> String {
-    let tenths = u128::from(bytes) * 10 >> 30;
+    let tenths = (u128::from(bytes) * 10) >> 30;
     format!("{}.{}", tenths / 10, tenths % 10)
 }

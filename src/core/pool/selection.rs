@@ -157,3 +157,110 @@ fn inventory(snapshot: &GpuSnapshot) -> String {
         snapshot.gpus.iter().map(|facts| format!("{} ({})", facts.ordinal, facts.uuid)).collect();
     names.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(ordinal: u32, uuid: &str) -> GpuFacts {
+        GpuFacts {
+            ordinal,
+            uuid: uuid.to_owned(),
+            name: String::new(),
+            pci_bus_id: String::new(),
+            total_bytes: 0,
+            free_bytes: 0,
+            used_bytes: 0,
+            processes: None,
+            locked: false,
+            fault: None,
+        }
+    }
+
+    #[test]
+    fn selections_are_read_and_mistakes_named() {
+        use GpuName::{Index, Uuid};
+        for (text, expected) in [
+            ("auto", GpuSelection::Auto),
+            ("sim:4", GpuSelection::Simulated(4)),
+            ("0, 2", GpuSelection::Listed(vec![Index(0), Index(2)])),
+            ("GPU-ab,3", GpuSelection::Listed(vec![Uuid("GPU-ab".to_owned()), Index(3)])),
+        ] {
+            assert_eq!(parse_selection(text), Ok(expected), "{text}");
+        }
+        for (text, complaint) in [
+            ("", "`` is no GPU"),
+            ("0,,1", "`` is no GPU"),
+            ("sim:0", "with N from 1 to 1024"),
+            ("sim:x", "with N from 1 to 1024"),
+            ("all", "`all` is no GPU"),
+            ("+1", "`+1` is no GPU"),
+            ("-1", "`-1` is no GPU"),
+            ("0,0", "GPU 0 is named twice"),
+            ("99999999999", "is no GPU"),
+        ] {
+            let error = parse_selection(text).expect_err(text);
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+    }
+
+    fn uuids(names: &[&str]) -> GpuSnapshot {
+        let gpus = names.iter().zip(0..).map(|(name, ordinal)| gpu(ordinal, name)).collect();
+        GpuSnapshot { gpus, distances: Vec::new() }
+    }
+
+    #[test]
+    fn listed_gpus_must_exist_and_be_unambiguous() {
+        let snapshot = uuids(&["GPU-aa1", "GPU-aa2", "GPU-b"]);
+        let resolved = |text: &str| resolve(&parse_selection(text)?, &snapshot);
+        let found = |names: &[&str]| Ok(Some(names.iter().map(|name| (*name).to_owned()).collect()));
+        assert_eq!(resolved("auto"), Ok(None));
+        assert_eq!(resolved("2,GPU-aa1"), found(&["GPU-aa1", "GPU-b"]));
+        assert_eq!(resolved("0,GPU-aa1"), found(&["GPU-aa1"]));
+        let inventory = "this machine has 0 (GPU-aa1), 1 (GPU-aa2), 2 (GPU-b)";
+        assert_eq!(resolved("7"), Err(format!("there is no GPU 7; {inventory}")));
+        assert_eq!(resolved("GPU-c"), Err(format!("there is no GPU GPU-c; {inventory}")));
+        assert_eq!(
+            resolved("GPU-aa"),
+            Err("GPU-aa could be any of GPU-aa1, GPU-aa2; write more of it".to_owned())
+        );
+        assert_eq!(given(&[GpuName::Index(3)]), Ok(vec![3]));
+        assert!(given(&[GpuName::Uuid("GPU-b".to_owned())]).is_err());
+    }
+
+    #[test]
+    fn cuda_visible_devices_ends_at_its_first_invalid_entry() {
+        let snapshot = uuids(&["GPU-aa1", "GPU-aa2", "GPU-b"]);
+        for (value, expected) in [
+            ("", vec![]),
+            ("-1", vec![]),
+            ("0,1", vec!["GPU-aa1", "GPU-aa2"]),
+            ("2,0", vec!["GPU-b", "GPU-aa1"]),
+            ("0,-1,1", vec!["GPU-aa1"]),
+            ("1,9,0", vec!["GPU-aa2"]),
+            ("GPU-b,GPU-aa,0", vec!["GPU-b"]),
+            ("NoDevFiles", vec![]),
+            ("0,0,2", vec!["GPU-aa1", "GPU-b"]),
+        ] {
+            assert_eq!(visible(value, &snapshot), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn an_inherited_list_narrows_real_gpus_only() {
+        let snapshot = uuids(&["GPU-a", "GPU-b", "GPU-c"]);
+        let set = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>());
+        let listed = parse_selection("1,2").expect("valid");
+        let auto = GpuSelection::Auto;
+        for (selection, inherited, expected) in [
+            (&auto, None, Ok(None)),
+            (&auto, Some("0,1"), Ok(set(&["GPU-a", "GPU-b"]))),
+            (&listed, None, Ok(set(&["GPU-b", "GPU-c"]))),
+            (&listed, Some("0,1"), Ok(set(&["GPU-b"]))),
+            (&GpuSelection::Simulated(3), Some(""), Ok(None)),
+            (&auto, Some(""), Err("the inherited CUDA_VISIBLE_DEVICES=`` leaves no GPU to use".to_owned())),
+        ] {
+            assert_eq!(allowed(selection, inherited, &snapshot), expected, "{selection:?} {inherited:?}");
+        }
+    }
+}
