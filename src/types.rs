@@ -177,7 +177,9 @@ impl fmt::Display for ExitOutcome {
             Self::GpuBusy { gpu } => write!(f, "GPU {gpu} is held by another scheduler"),
             Self::ExecFailed { message, .. } => write!(f, "could not be started: {message}"),
             Self::Environment { message } => write!(f, "environment: {message}"),
-            Self::Unknown => write!(f, "ended without a record (killed together with its shim, or power loss)"),
+            Self::Unknown => {
+                write!(f, "ended without a record (killed together with its shim, or power loss)")
+            }
         }
     }
 }

@@ -128,7 +128,11 @@ pub enum MergeError {
 ///
 /// # Errors
 /// The first violation of that; what was written until then is of no use.
-pub fn merge(sources: &[MergeSource], planned: &[i64], out: &mut dyn Write) -> Result<MergeReport, MergeError> {
+pub fn merge(
+    sources: &[MergeSource],
+    planned: &[i64],
+    out: &mut dyn Write,
+) -> Result<MergeReport, MergeError> {
     let parts = check::cover(sources, planned)?;
     let tables = check::open_all(sources)?;
     let mut report = MergeReport {

@@ -46,7 +46,11 @@ fn facts(file: &File) -> io::Result<ShardFacts> {
     facts.malformed = match &mut reader {
         None => {
             let columns = header.fields.join(", ");
-            Some(Malformed { byte: 0, line: 1, reason: format!("the header has no data_id column, only: {columns}") })
+            Some(Malformed {
+                byte: 0,
+                line: 1,
+                reason: format!("the header has no data_id column, only: {columns}"),
+            })
         }
         Some(reader) => {
             facts.runs = std::mem::take(&mut reader.runs);
@@ -85,7 +89,8 @@ impl Reader {
     }
 
     fn take(&mut self, offset: u64, block: &[u8]) {
-        let skipped = usize::try_from(self.body.saturating_sub(offset)).unwrap_or(usize::MAX).min(block.len());
+        let skipped =
+            usize::try_from(self.body.saturating_sub(offset)).unwrap_or(usize::MAX).min(block.len());
         let Self { records, fields, last, runs, .. } = self;
         let fed = records.feed(&block[skipped..], |record| {
             let id = id_of(&record, *fields, last).map_err(|reason| (record.start, reason))?;

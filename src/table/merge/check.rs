@@ -12,7 +12,9 @@ pub(super) fn cover<'a>(sources: &'a [MergeSource], planned: &[i64]) -> Result<V
     if let Some(pair) = planned.windows(2).find(|pair| pair[0] >= pair[1]) {
         return Err(MergeError::PlanOrder { left: pair[0], right: pair[1] });
     }
-    let of = |(source, from): (usize, &'a MergeSource)| from.segments.iter().map(move |segment| Part { source, segment });
+    let of = |(source, from): (usize, &'a MergeSource)| {
+        from.segments.iter().map(move |segment| Part { source, segment })
+    };
     let mut parts: Vec<Part<'a>> = sources.iter().enumerate().flat_map(of).collect();
     parts.sort_by_key(|part| part.segment.ids);
     let file = |part: &Part<'_>| sources[part.source].path.clone();
@@ -44,7 +46,8 @@ pub(super) fn open_all(sources: &[MergeSource]) -> Result<Tables<'_>, MergeError
     let mut all = Tables { tables: Vec::new(), first: None, crlf: false };
     let mut first_path: Option<&Path> = None;
     for source in sources {
-        let mut spans: Vec<(u64, u64)> = source.segments.iter().flat_map(|s| s.spans.iter().copied()).collect();
+        let mut spans: Vec<(u64, u64)> =
+            source.segments.iter().flat_map(|s| s.spans.iter().copied()).collect();
         if spans.is_empty() {
             all.tables.push(None);
             continue;

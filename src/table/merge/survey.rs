@@ -52,7 +52,8 @@ fn survey<'a>(
     seen: &mut [bool],
 ) -> Result<Survey<'a>, MergeError> {
     let table = tables.tables[part.source].as_ref();
-    let mut survey = Survey { source: part.source, table, file: None, rows: 0, sorted: false, steps: Vec::new() };
+    let mut survey =
+        Survey { source: part.source, table, file: None, rows: 0, sorted: false, steps: Vec::new() };
     if let Some(table) = table.filter(|_| !part.segment.spans.is_empty()) {
         let file = table.open()?;
         let mut walk = Walk {
@@ -194,11 +195,24 @@ impl Walk<'_> {
         let ids = self.segment.ids;
         let file = || self.table.path.to_path_buf();
         if id < ids.0 || id > ids.1 {
-            return Err(MergeError::ForeignId { file: file(), line: line_of(self.file, byte), byte, id, ids });
+            return Err(MergeError::ForeignId {
+                file: file(),
+                line: line_of(self.file, byte),
+                byte,
+                id,
+                ids,
+            });
         }
         match self.planned.binary_search(&id) {
             Ok(place) => self.seen[place] = true,
-            Err(_) => return Err(MergeError::UnplannedId { file: file(), line: line_of(self.file, byte), byte, id }),
+            Err(_) => {
+                return Err(MergeError::UnplannedId {
+                    file: file(),
+                    line: line_of(self.file, byte),
+                    byte,
+                    id,
+                });
+            }
         }
         Ok(())
     }
@@ -230,7 +244,10 @@ fn steps(runs: Vec<Run>) -> (Vec<Step>, bool) {
         let in_order = adjacent && group.iter().all(|(_, run)| run.in_order);
         if !in_order {
             sorted = true;
-            steps.push(Step::Records { runs: group.iter().map(|(_, run)| (run.start, run.end)).collect(), sort: true });
+            steps.push(Step::Records {
+                runs: group.iter().map(|(_, run)| (run.start, run.end)).collect(),
+                sort: true,
+            });
             continue;
         }
         for (_, run) in group {

@@ -15,20 +15,22 @@ fn number(field: Option<&Vec<u8>>) -> Option<i64> {
     text.strip_suffix(".0").unwrap_or(text).parse().ok()
 }
 
-/// The last record is in quotes at the end of `bytes`.
-fn in_quotes(bytes: &[u8]) -> bool {
-    oracle(bytes).last().is_some_and(|(start, ..)| reopened(&[&bytes[*start as usize..], b"\n"].concat()))
+/// The last of `records` is in quotes at the end of `bytes`.
+fn in_quotes(bytes: &[u8], records: &[(u64, u64, Vec<Vec<u8>>)]) -> bool {
+    records.last().is_some_and(|(start, ..)| reopened(&[&bytes[*start as usize..], b"\n"].concat()))
 }
 
 fn has_ended(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"\n") && !in_quotes(bytes)
+    bytes.ends_with(b"\n") && !in_quotes(bytes, &oracle(bytes))
 }
 
 /// The same facts by way of the `csv` crate.
 fn expected(bytes: &[u8]) -> ShardFacts {
-    let mut facts = ShardFacts { len: bytes.len() as u64, crc: crc32fast::hash(bytes), ..ShardFacts::default() };
+    let mut facts =
+        ShardFacts { len: bytes.len() as u64, crc: crc32fast::hash(bytes), ..ShardFacts::default() };
     let mut records = oracle(bytes);
-    let cut = if has_ended(bytes) { None } else { records.pop() };
+    let open = in_quotes(bytes, &records);
+    let cut = if bytes.ends_with(b"\n") && !open { None } else { records.pop() };
     if records.is_empty() {
         return facts;
     }
@@ -59,7 +61,7 @@ fn expected(bytes: &[u8]) -> ShardFacts {
         facts.tail = Some(Tail {
             start,
             closed_id: id.filter(|_| fields.len() > column + 1),
-            whole_id: id.filter(|_| fields.len() == width && !in_quotes(bytes)),
+            whole_id: id.filter(|_| fields.len() == width && !open),
         });
     }
     facts
@@ -75,7 +77,18 @@ fn without_reason(mut facts: ShardFacts) -> ShardFacts {
 
 /// About 4 KiB with everything that may stand in a field.
 fn sample(header: &str, end: &str, row: impl Fn(i64, &str) -> String) -> Vec<u8> {
-    let texts = ["plain", "\"a, b\"", "\"x\n\r\ny\"", "\"say \"\"no\"\"\"", "lone\rcr", "世界é", "", "\"\"", "q\"uote", "\"shut\"open"];
+    let texts = [
+        "plain",
+        "\"a, b\"",
+        "\"x\n\r\ny\"",
+        "\"say \"\"no\"\"\"",
+        "lone\rcr",
+        "世界é",
+        "",
+        "\"\"",
+        "q\"uote",
+        "\"shut\"open",
+    ];
     let mut text = format!("{header}{end}");
     let mut n = 0usize;
     while text.len() < 4000 {
