@@ -66,7 +66,9 @@ impl Token {
             return Self::Other;
         }
         let value = unquoted(raw);
-        let number = std::str::from_utf8(&value).ok().and_then(|text| text.trim_matches([' ', '\t']).parse::<f64>().ok());
+        let number = std::str::from_utf8(&value)
+            .ok()
+            .and_then(|text| text.trim_matches([' ', '\t']).parse::<f64>().ok());
         match number {
             // The bits of non-negative floats are ordered like the floats; `as` saturates, which keeps the order.
             Some(n) if n.is_finite() => Self::Number(n.floor() as i64, (n - n.floor()).to_bits()),
@@ -129,9 +131,24 @@ mod tests {
         ] {
             assert_eq!(integer(raw.as_bytes()), Some(id), "{raw:?}");
         }
-        for raw in
-            ["", " ", "\"\"", "abc", "1.5", "1.", ".0", "NaN", "nan", "inf", "1e3", "9223372036854775808", "1 2", " \"7\"", "7\r", "-"]
-        {
+        for raw in [
+            "",
+            " ",
+            "\"\"",
+            "abc",
+            "1.5",
+            "1.",
+            ".0",
+            "NaN",
+            "nan",
+            "inf",
+            "1e3",
+            "9223372036854775808",
+            "1 2",
+            " \"7\"",
+            "7\r",
+            "-",
+        ] {
             assert_eq!(integer(raw.as_bytes()), None, "{raw:?}");
         }
     }

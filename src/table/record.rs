@@ -213,7 +213,8 @@ impl Open {
     /// The record as far as it is known, taking what was seen for all of it.
     fn record(&self, start: u64, ended: bool, wanted: Wanted, crlf: bool) -> Record<'_> {
         let cut = usize::from(crlf && self.ends_in_return());
-        let without_return = |bytes: &'_ [u8], column| if self.field == column { bytes.len() - cut } else { bytes.len() };
+        let without_return =
+            |bytes: &'_ [u8], column| if self.field == column { bytes.len() - cut } else { bytes.len() };
         Record {
             start,
             end: start + self.len,
@@ -234,7 +235,11 @@ impl Open {
     fn clear(&mut self) {
         self.id.clear();
         self.token.clear();
-        *self = Self { id: std::mem::take(&mut self.id), token: std::mem::take(&mut self.token), ..Self::default() };
+        *self = Self {
+            id: std::mem::take(&mut self.id),
+            token: std::mem::take(&mut self.token),
+            ..Self::default()
+        };
     }
 }
 
@@ -396,7 +401,13 @@ impl Header {
         let rest = records.rest()?;
         let raw = &bytes[rest.start as usize..];
         let crlf = !rest.in_quotes && raw.last() == Some(&b'\r');
-        Some(Self::of(&raw[..raw.len() - usize::from(crlf)], crlf, false, more || rest.in_quotes, bytes.len()))
+        Some(Self::of(
+            &raw[..raw.len() - usize::from(crlf)],
+            crlf,
+            false,
+            more || rest.in_quotes,
+            bytes.len(),
+        ))
     }
 
     fn of(raw: &[u8], crlf: bool, ended: bool, torn: bool, body: usize) -> Self {

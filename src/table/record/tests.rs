@@ -16,7 +16,8 @@ pub(crate) fn oracle(bytes: &[u8]) -> Vec<(u64, u64, Vec<Vec<u8>>)> {
     }
     let mut crlf = None;
     let mut records = Vec::new();
-    for (mut start, end, mut fields) in raw {
+    let total = raw.len();
+    for (n, (mut start, end, mut fields)) in raw.into_iter().enumerate() {
         // The position of a record does not count the empty lines and the mark before it.
         if start == 0 && bytes.starts_with(BOM) {
             start = 3;
@@ -26,10 +27,9 @@ pub(crate) fn oracle(bytes: &[u8]) -> Vec<(u64, u64, Vec<Vec<u8>>)> {
         }
         let record = &bytes[start as usize..end as usize];
         let line_end = record.strip_suffix(b"\n").unwrap_or(record);
-        // Only outside of quotes the field's last byte is the one before the line end.
+        // Only the last record can end inside quotes, where the byte before the end is not a field's last one.
         let last = fields.last_mut().unwrap();
-        let quoted = reopened(record);
-        let with_return = line_end.last() == Some(&b'\r') && !quoted;
+        let with_return = line_end.last() == Some(&b'\r') && (n + 1 < total || !reopened(record));
         if crlf.unwrap_or(true) && with_return {
             assert_eq!(last.pop(), Some(b'\r'));
             if line_end.len() == 1 && record.len() == 2 {
@@ -43,7 +43,7 @@ pub(crate) fn oracle(bytes: &[u8]) -> Vec<(u64, u64, Vec<Vec<u8>>)> {
 }
 
 /// Whether the end of the record lies inside quotes: a byte appended to it does not end it.
-fn reopened(record: &[u8]) -> bool {
+pub(crate) fn reopened(record: &[u8]) -> bool {
     // The line before keeps a byte order mark from being one.
     let mut more = b"x\n".to_vec();
     more.extend_from_slice(record.strip_suffix(b"\n").unwrap_or(record));

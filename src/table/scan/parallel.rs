@@ -218,7 +218,8 @@ fn plain_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals)
         for _ in 0..table.column {
             line = &line[memchr::memchr(b',', line).ok_or(GaveUp)? + 1..];
         }
-        let same = run.rows > 0 && line.starts_with(last) && matches!(line.get(last.len()), None | Some(b','));
+        let same =
+            run.rows > 0 && line.starts_with(last) && matches!(line.get(last.len()), None | Some(b','));
         if !same {
             run.close(start, bytes, offset, found);
             last = &line[..memchr::memchr(b',', line).unwrap_or(line.len())];

@@ -32,7 +32,8 @@ fn expected(bytes: &[u8]) -> Result<InputIndex, u64> {
         entry.1.push((*start, *end));
     }
     let of = |(id, (rows, spans)): (i64, (u64, Vec<(u64, u64)>))| {
-        let joined: Vec<u8> = spans.iter().flat_map(|(s, e)| &bytes[*s as usize..*e as usize]).copied().collect();
+        let joined: Vec<u8> =
+            spans.iter().flat_map(|(s, e)| &bytes[*s as usize..*e as usize]).copied().collect();
         let adjacent = spans.windows(2).all(|w| w[0].1 == w[1].0);
         let span = adjacent.then(|| (spans[0].0, spans[spans.len() - 1].1));
         IdRows { id, rows, span, crc: crc(&joined) }
@@ -58,7 +59,8 @@ fn table() -> impl Strategy<Value = Vec<u8>> {
         1 => Just("\u{4e16}\u{e9}".to_owned()),
         1 => Just(String::new()),
     ];
-    let row = (text.clone(), id, text, 0..12u8).prop_map(|(a, id, b, blank)| (format!("{a},{id},{b}"), blank == 0));
+    let row =
+        (text.clone(), id, text, 0..12u8).prop_map(|(a, id, b, blank)| (format!("{a},{id},{b}"), blank == 0));
     (proptest::collection::vec(row, 1..40), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
         |(rows, crlf, bom, cut)| {
             let end = if crlf { "\r\n" } else { "\n" };
@@ -122,7 +124,8 @@ fn every_fault_names_its_place() {
     let ScanError::NoIdColumn { columns, .. } = fault("id,\"a b\"\r\n1,2\r\n") else { panic!() };
     assert_eq!(columns, ["id", "a b"]);
     for (id, shown) in [("abc", "abc"), ("", ""), ("1.5", "1.5"), ("NaN", "NaN"), ("\"x\"\"y\"", "x\"y")] {
-        let ScanError::BadId { line, byte, value, .. } = fault(&format!("x,data_id\n\"a\nb\",1\nq,{id}\n")) else {
+        let ScanError::BadId { line, byte, value, .. } = fault(&format!("x,data_id\n\"a\nb\",1\nq,{id}\n"))
+        else {
             panic!("{id}")
         };
         assert_eq!((line, byte, value.as_str()), (4, 18, shown));
@@ -145,7 +148,12 @@ fn scan_speed() {
         let start = std::time::Instant::now();
         let index = scan_input(Path::new(&path)).unwrap();
         let secs = start.elapsed().as_secs_f64();
-        println!("{} rows, {} ids, {secs:.3} s, {:.0} MB/s", index.rows, index.ids.len(), index.bytes as f64 / secs / 1e6);
+        println!(
+            "{} rows, {} ids, {secs:.3} s, {:.0} MB/s",
+            index.rows,
+            index.ids.len(),
+            index.bytes as f64 / secs / 1e6
+        );
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     println!("{}", status.lines().find(|l| l.starts_with("VmHWM")).unwrap());

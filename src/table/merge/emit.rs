@@ -1,0 +1,213 @@
+//! Writing what was surveyed.
+
+use super::super::blocks::{BLOCK, for_blocks, read_exact, shorter};
+use super::super::field::unquoted;
+use super::super::record::{Records, Wanted, raw_fields};
+use super::survey::{Step, Survey};
+use super::*;
+use crc32fast::Hasher;
+
+/// The records of one id are held in memory up to this many bytes; beyond, only their places are.
+const IN_MEMORY: u64 = 8 << 20;
+
+/// The output: gathers small writes, and knows length and CRC of everything.
+pub(super) struct Sink<'a> {
+    out: &'a mut dyn Write,
+    buf: Vec<u8>,
+    crc: Hasher,
+    bytes: u64,
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(out: &'a mut dyn Write) -> Self {
+        Self { out, buf: Vec::with_capacity(BLOCK / 4), crc: Hasher::new(), bytes: 0 }
+    }
+
+    /// Writes the header as its file has it, with `\r\n` behind it if `crlf`.
+    pub(super) fn write_header(&mut self, header: &Header, crlf: bool) -> Result<(), MergeError> {
+        self.push(&header.raw)?;
+        self.push(if crlf { b"\r\n" } else { b"\n" })
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), MergeError> {
+        if self.buf.len() + bytes.len() > BLOCK / 4 {
+            self.flush()?;
+        }
+        if bytes.len() >= BLOCK / 4 {
+            return self.write(bytes);
+        }
+        self.buf.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), MergeError> {
+        self.crc.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.out.write_all(bytes).map_err(|source| MergeError::Write { source })
+    }
+
+    fn flush(&mut self) -> Result<(), MergeError> {
+        let mut buf = std::mem::take(&mut self.buf);
+        self.write(&buf)?;
+        buf.clear();
+        self.buf = buf;
+        Ok(())
+    }
+
+    /// Returns length and CRC.
+    pub(super) fn finish(mut self) -> Result<(u64, u32), MergeError> {
+        self.flush()?;
+        self.out.flush().map_err(|source| MergeError::Write { source })?;
+        Ok((self.bytes, self.crc.finalize()))
+    }
+}
+
+enum Stop {
+    Io(io::Error),
+    Bad(MergeError),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Writes one segment; returns in how many of its records a field had to be quoted.
+pub(super) fn emit(survey: &Survey<'_>, sink: &mut Sink<'_>) -> Result<u64, MergeError> {
+    let (Some(table), Some(file)) = (survey.table, survey.file.as_ref()) else { return Ok(0) };
+    let mut quoted = 0;
+    for step in &survey.steps {
+        let done = match step {
+            Step::Copy(start, end) => copy(file, (*start, *end), sink),
+            Step::Records { runs, sort } => emit_records(table, file, runs, *sort, sink).map(|n| quoted += n),
+        };
+        done.map_err(|stop| match stop {
+            Stop::Io(source) => table.read_error(source),
+            Stop::Bad(error) => error,
+        })?;
+    }
+    Ok(quoted)
+}
+
+fn copy(file: &File, span: (u64, u64), sink: &mut Sink<'_>) -> Result<(), Stop> {
+    let end = for_blocks::<Stop>(file, span, |_, bytes| {
+        sink.push(bytes).map_err(Stop::Bad)?;
+        Ok(true)
+    })?;
+    if end < span.1 { Err(Stop::Io(shorter())) } else { Ok(()) }
+}
+
+/// One record's place in the output and in the file.
+struct Place {
+    token: Token,
+    start: u64,
+    end: u64,
+    edit: bool,
+}
+
+/// Writes the records of `runs` one by one; returns how many had a field quoted.
+fn emit_records(
+    table: &Table<'_>,
+    file: &File,
+    runs: &[(u64, u64)],
+    sort: bool,
+    sink: &mut Sink<'_>,
+) -> Result<u64, Stop> {
+    let total: u64 = runs.iter().map(|run| run.1 - run.0).sum();
+    let mut held = Vec::new();
+    let mut places = Vec::new();
+    for run in runs {
+        let mut records = Records::new(run.0, Wanted { id: table.id, token: table.token }, table.crlf);
+        let mut add = |record: &super::super::record::Record<'_>, shift: u64| {
+            let edit = record.lone_cr || !record.ended;
+            let (start, end) = (record.start.wrapping_sub(shift), record.end.wrapping_sub(shift));
+            places.push(Place { token: Token::read(record.token), start, end, edit });
+        };
+        // Held records are addressed by their place in memory, which may well be above that in the file.
+        let shift = if total <= IN_MEMORY { run.0.wrapping_sub(held.len() as u64) } else { 0 };
+        for_blocks::<Stop>(file, *run, |_, bytes| {
+            if total <= IN_MEMORY {
+                held.extend_from_slice(bytes);
+            }
+            let Ok(()) = records.feed(bytes, |record| {
+                add(&record, shift);
+                Ok::<(), std::convert::Infallible>(())
+            });
+            Ok(true)
+        })?;
+        if let Some(rest) = records.rest() {
+            add(&rest, shift);
+        }
+    }
+    if sort {
+        places.sort_by_key(|place| place.token);
+    }
+    let mut scratch = Vec::new();
+    let mut quoted = 0;
+    for place in &places {
+        let record = if total <= IN_MEMORY {
+            &held[place.start as usize..place.end as usize]
+        } else {
+            scratch.resize((place.end - place.start) as usize, 0);
+            read_exact(file, &mut scratch, place.start)?;
+            &scratch[..]
+        };
+        if place.edit {
+            let (edited, changed) = with_returns_quoted(record, table.crlf);
+            quoted += u64::from(changed);
+            sink.push(&edited).map_err(Stop::Bad)?;
+        } else {
+            sink.push(record).map_err(Stop::Bad)?;
+        }
+    }
+    Ok(quoted)
+}
+
+/// The record with its newline, and with quotes around each field that holds a `\r` outside of quotes.
+fn with_returns_quoted(record: &[u8], crlf: bool) -> (Vec<u8>, bool) {
+    let text = record.strip_suffix(b"\n").unwrap_or(record);
+    let text = if crlf { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
+    let line_end = if record.len() > text.len() { &record[text.len()..] } else { b"\n" };
+    let mut edited = Vec::with_capacity(record.len() + 8);
+    let mut changed = false;
+    for (n, raw) in raw_fields(text).into_iter().enumerate() {
+        if n > 0 {
+            edited.push(b',');
+        }
+        if !has_bare_return(raw) {
+            edited.extend_from_slice(raw);
+            continue;
+        }
+        changed = true;
+        edited.push(b'"');
+        for byte in unquoted(raw).iter() {
+            if *byte == b'"' {
+                edited.push(b'"');
+            }
+            edited.push(*byte);
+        }
+        edited.push(b'"');
+    }
+    edited.extend_from_slice(line_end);
+    if !edited.ends_with(b"\n") {
+        edited.push(b'\n');
+    }
+    (edited, changed)
+}
+
+/// Whether a `\r` stands outside the quotes of this field.
+fn has_bare_return(raw: &[u8]) -> bool {
+    if raw.first() != Some(&b'"') {
+        return memchr::memchr(b'\r', raw).is_some();
+    }
+    let mut at = 1;
+    while let Some(quote) = memchr::memchr(b'"', &raw[at..]) {
+        at += quote + 1;
+        if raw.get(at) != Some(&b'"') {
+            return memchr::memchr(b'\r', &raw[at..]).is_some();
+        }
+        at += 1;
+    }
+    false
+}
