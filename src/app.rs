@@ -116,7 +116,8 @@ fn already_merged(prepared: &Prepared) -> Option<MergeSummary> {
     let intact = match &summary.merged_file {
         Some(name) => {
             let path = prepared.folder.layout.at(name);
-            crate::os::files::fingerprint(&path).is_ok_and(|found| found == (summary.merged_bytes, summary.merged_crc32))
+            crate::os::files::fingerprint(&path)
+                .is_ok_and(|found| found == (summary.merged_bytes, summary.merged_crc32))
         }
         None => true,
     };
@@ -137,7 +138,9 @@ fn supervise(config: &RunConfig, prepared: &Prepared) -> Result<RunEnd, Failure>
         let stop: Recipient<StopRequested> = supervisor.recipient();
         let handling = signals::forward(move |cause| stop.do_send(StopRequested { cause }));
         match handling {
-            Ok(()) => ended.await.map_err(|_| Failure::new(ExitCode::MergeFailed, "the supervisor ended without a word")),
+            Ok(()) => ended
+                .await
+                .map_err(|_| Failure::new(ExitCode::MergeFailed, "the supervisor ended without a word")),
             Err(error) => Err(Failure::refused(format!("cannot handle signals: {error}"))),
         }
     });
@@ -195,15 +198,16 @@ fn start_actors(
             ended: vec![monitor.clone().recipient(), supervisor.clone().recipient()],
             closed: supervisor.clone().recipient(),
         };
-        let workers = prepared.states.iter().filter(|state| state.status != RangeStatus::Complete).map(|state| {
-            let worker = WorkerActor::new(state.clone(), Rc::clone(&shared), peers.clone()).start();
-            let orders = RangeOrders {
-                run: worker.clone().recipient(),
-                stop: worker.clone().recipient(),
-                close: worker.recipient(),
-            };
-            (state.range(), orders)
-        });
+        let workers =
+            prepared.states.iter().filter(|state| state.status != RangeStatus::Complete).map(|state| {
+                let worker = WorkerActor::new(state.clone(), Rc::clone(&shared), peers.clone()).start();
+                let orders = RangeOrders {
+                    run: worker.clone().recipient(),
+                    stop: worker.clone().recipient(),
+                    close: worker.recipient(),
+                };
+                (state.range(), orders)
+            });
         let orders = Orders {
             request: pool.clone().recipient(),
             cancel: pool.clone().recipient(),
@@ -254,7 +258,12 @@ fn shared(
 }
 
 /// The last words of a run and its exit code.
-fn conclude(prepared: &Prepared, end: RunEnd, states: &[RangeState], elapsed: Duration) -> Result<ExitCode, Failure> {
+fn conclude(
+    prepared: &Prepared,
+    end: RunEnd,
+    states: &[RangeState],
+    elapsed: Duration,
+) -> Result<ExitCode, Failure> {
     let layout = &prepared.folder.layout;
     let planned: Vec<RangeState> =
         states.iter().filter(|state| prepared.ranges.contains(&state.range())).cloned().collect();
@@ -264,7 +273,9 @@ fn conclude(prepared: &Prepared, end: RunEnd, states: &[RangeState], elapsed: Du
             Ok(if merged.complete { ExitCode::Done } else { ExitCode::Incomplete })
         }
         (Ending::Merged, Some(Err(error))) => Err(merge_failure(&error)),
-        (Ending::Merged, None) => Err(Failure::new(ExitCode::MergeFailed, "the merge ended without a result")),
+        (Ending::Merged, None) => {
+            Err(Failure::new(ExitCode::MergeFailed, "the merge ended without a result"))
+        }
         (Ending::Stopped(cause), _) => {
             print!("{}", summary::of_stop(layout, &planned, elapsed));
             Ok(match cause {
@@ -278,7 +289,10 @@ fn conclude(prepared: &Prepared, end: RunEnd, states: &[RangeState], elapsed: Du
             ExitCode::Broken,
             format!("no worker could ever do its work, so the run was stopped: {cause}"),
         )
-        .hint(format!("see the logs in {}; mend the worker's command or environment and give the same command again", layout.at("logs").display()))),
+        .hint(format!(
+            "see the logs in {}; mend the worker's command or environment and give the same command again",
+            layout.at("logs").display()
+        ))),
     }
 }
 
@@ -302,8 +316,8 @@ pub fn merge(out: &Path) -> Result<ExitCode, Failure> {
             crate::settle::settle(folder.world(), state, &ids, false)?;
         }
     }
-    let merged =
-        merge_plan(&*folder.store, &*folder.outputs, &plan.ranges, &ids).map_err(|error| merge_failure(&error))?;
+    let merged = merge_plan(&*folder.store, &*folder.outputs, &plan.ranges, &ids)
+        .map_err(|error| merge_failure(&error))?;
     let mut states = folder.store.load_all()?;
     states.retain(|state| plan.ranges.contains(&state.range()));
     print!("{}", summary::of_run(&folder.layout, &merged, &states, began.elapsed()));

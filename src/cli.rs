@@ -275,7 +275,9 @@ mod tests {
 
     #[test]
     fn the_originals_spelling_is_accepted_without_a_subcommand() -> Result<(), clap::Error> {
-        let args = run("--input_path a_b.csv --output_path=o_p --num_workers 4 --top_k -1 --is_print --gpus_per_worker 1")?;
+        let args = run(
+            "--input_path a_b.csv --output_path=o_p --num_workers 4 --top_k -1 --is_print --gpus_per_worker 1",
+        )?;
         assert_eq!((args.job.input_path.as_str(), args.job.output_path.as_str()), ("a_b.csv", "o_p"));
         assert_eq!((args.job.num_workers, args.model.top_k, args.gpu.gpus_per_worker), (4, -1, 1));
         assert!(args.model.is_print && !args.output.quiet);
@@ -301,7 +303,12 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused() {
-        for line in ["--input-path a", "--num-workers 1", "--input-path a --num-workers 0", "--input-path a --num-workers x"] {
+        for line in [
+            "--input-path a",
+            "--num-workers 1",
+            "--input-path a --num-workers 0",
+            "--input-path a --num-workers x",
+        ] {
             assert!(run(line).is_err(), "{line}");
         }
     }

@@ -49,10 +49,14 @@ fn usage(message: impl Into<String>) -> Failure {
 
 /// Checks and types GPU flags.
 pub fn gpu_config(args: &GpuArgs) -> Result<GpuConfig, Failure> {
-    let selection = pool::parse_selection(&args.gpus)
-        .map_err(|error| usage(format!("--gpus {error}")).hint("for example --gpus auto, --gpus 0,1,2,3 or --gpus sim:8"))?;
+    let selection = pool::parse_selection(&args.gpus).map_err(|error| {
+        usage(format!("--gpus {error}")).hint("for example --gpus auto, --gpus 0,1,2,3 or --gpus sim:8")
+    })?;
     if !args.min_gpu_memory.is_finite() || args.min_gpu_memory < 0.0 {
-        return Err(usage(format!("--min-gpu-memory {}: needs a number of GiB, 0 or more", args.min_gpu_memory)));
+        return Err(usage(format!(
+            "--min-gpu-memory {}: needs a number of GiB, 0 or more",
+            args.min_gpu_memory
+        )));
     }
     let min_free_bytes = (args.min_gpu_memory * f64::from(1 << 30)) as u64;
     let policy = pool::Policy { group_size: args.gpus_per_worker, min_free_bytes, ..pool::Policy::default() };
@@ -161,10 +165,15 @@ fn model_values(model: &ModelArgs) -> [(&'static str, String); 12] {
 }
 
 /// Token, sampling and context parameters and the worker; sizes, memory and counts may change between runs.
-fn job_fingerprint(model: &ModelArgs, program: Option<&[String]>, extra: &[String]) -> BTreeMap<String, String> {
+fn job_fingerprint(
+    model: &ModelArgs,
+    program: Option<&[String]>,
+    extra: &[String],
+) -> BTreeMap<String, String> {
     let free = ["gen_mem_fraction", "verify_mem_fraction", "batch_size"];
     let values = model_values(model).into_iter().filter(|(name, _)| !free.contains(name));
-    let mut job: BTreeMap<String, String> = values.map(|(name, value)| (format!("--{name}"), value)).collect();
+    let mut job: BTreeMap<String, String> =
+        values.map(|(name, value)| (format!("--{name}"), value)).collect();
     job.insert("--skip_stress_divergent_token".into(), model.skip_stress_divergent_token.to_string());
     if let Some(program) = program {
         job.insert("--worker".into(), masked(program).join(" "));
@@ -220,7 +229,8 @@ mod tests {
 
     #[test]
     fn the_workers_parameters_are_the_originals_with_its_defaults() {
-        let run = config("--input_path a.csv --num_workers 2 --worker 'python3 w.py' --is_print").expect("valid");
+        let run =
+            config("--input_path a.csv --num_workers 2 --worker 'python3 w.py' --is_print").expect("valid");
         let argv = run.command.expect("a worker").model_args.join(" ");
         assert_eq!(
             argv,

@@ -108,10 +108,13 @@ impl From<crate::ports::StoreError> for Failure {
     fn from(error: crate::ports::StoreError) -> Self {
         let failure = Self::from_error(ExitCode::Refused, &error);
         match error {
-            crate::ports::StoreError::Io { path, .. } => {
-                failure.hint(format!("check that {} can be read and written and that its disk has room", path.display()))
+            crate::ports::StoreError::Io { path, .. } => failure.hint(format!(
+                "check that {} can be read and written and that its disk has room",
+                path.display()
+            )),
+            crate::ports::StoreError::Newer { .. } => {
+                failure.hint("use the newer version, or another --output-path")
             }
-            crate::ports::StoreError::Newer { .. } => failure.hint("use the newer version, or another --output-path"),
             crate::ports::StoreError::Garbage { path, .. } => {
                 failure.hint(format!("move {} away; its range is then run again", path.display()))
             }

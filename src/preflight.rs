@@ -59,8 +59,9 @@ pub struct Mastery {
 /// Reads the input once.
 pub fn scan(config: &RunConfig) -> Result<InputIndex, Failure> {
     tracing::info!("Loading input data from {}", config.input_path);
-    let index = scan_input(Path::new(&config.input_path))
-        .map_err(|error| Failure::from_error(crate::error::ExitCode::Refused, &error).hint("see --input-path"))?;
+    let index = scan_input(Path::new(&config.input_path)).map_err(|error| {
+        Failure::from_error(crate::error::ExitCode::Refused, &error).hint("see --input-path")
+    })?;
     if let (Some(first), Some(last)) = (index.ids.first(), index.ids.last()) {
         tracing::info!(
             "Found {} unique data samples (IDs: {} to {}) in {} rows",
@@ -76,9 +77,11 @@ pub fn scan(config: &RunConfig) -> Result<InputIndex, Failure> {
 /// Opens the GPUs and refuses groups that this machine can never form.
 pub fn gpus(config: &RunConfig, out: &Path) -> Result<Machine, Failure> {
     let simulate = "without GPUs to lease, --gpus sim:8 simulates them and --gpus 0,1 takes a list as given";
-    let machine = machine::open(&config.gpu.selection, config.gpu.policy.clone(), config.gpu.lock_dir.as_deref(), out)
-        .map_err(|error| Failure::refused(error).hint(simulate))?;
-    let (usable, group) = (pool::capacity(&machine.seen, &machine.policy), machine.policy.group_size as usize);
+    let machine =
+        machine::open(&config.gpu.selection, config.gpu.policy.clone(), config.gpu.lock_dir.as_deref(), out)
+            .map_err(|error| Failure::refused(error).hint(simulate))?;
+    let (usable, group) =
+        (pool::capacity(&machine.seen, &machine.policy), machine.policy.group_size as usize);
     if usable < group {
         let total = machine.seen.gpus.len();
         return Err(Failure::refused(format!(
@@ -117,7 +120,10 @@ pub fn take_locks(folder: &Folder, scheduler_id: &str) -> Result<Mastery, Failur
             None => Err(held_by_another(folder, &path)),
         }
     };
-    Ok(Mastery { _scheduler: take(folder.layout.scheduler_lock())?, _alive: take(folder.layout.alive_lock())? })
+    Ok(Mastery {
+        _scheduler: take(folder.layout.scheduler_lock())?,
+        _alive: take(folder.layout.alive_lock())?,
+    })
 }
 
 fn held_by_another(folder: &Folder, lock: &Path) -> Failure {
@@ -155,8 +161,11 @@ fn refuse_foreign_results(layout: &Layout) -> Result<(), Failure> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .find(|name| name.starts_with("generation_results_data_") && name.ends_with(".csv"));
     foreign.map_or(Ok(()), |name| {
-        Err(Failure::refused(format!("{} holds {name}, but no plan.json of this program", layout.out.display()))
-            .hint("choose another --output-path; nothing in this folder was touched"))
+        Err(Failure::refused(format!(
+            "{} holds {name}, but no plan.json of this program",
+            layout.out.display()
+        ))
+        .hint("choose another --output-path; nothing in this folder was touched"))
     })
 }
 
@@ -165,7 +174,9 @@ fn refuse_foreign_results(layout: &Layout) -> Result<(), Failure> {
 pub fn recover(folder: &Folder, ids: &[i64], grace: Duration) -> Result<(), Failure> {
     for state in folder.store.load_all()? {
         let range = state.range();
-        if locks::is_held(&folder.layout.range_lock(range)).map_err(io_error("probe the lock of", &folder.layout.out))? {
+        if locks::is_held(&folder.layout.range_lock(range))
+            .map_err(io_error("probe the lock of", &folder.layout.out))?
+        {
             tracing::warn!(%range, "ending a worker that an earlier scheduler left running");
             folder.sweeper.end_holder(range, grace).map_err(|error| {
                 Failure::refused(error).hint("end that process by hand, then give the same command again")
@@ -203,7 +214,9 @@ pub fn check_same_job(plan: &PlanFile, input: &InputIndex, config: &RunConfig) -
     let changed: Vec<i64> = plan
         .ids
         .iter()
-        .filter(|old| input.ids.binary_search_by_key(&old.id, |new| new.id).is_ok_and(|at| input.ids[at].crc != old.crc))
+        .filter(|old| {
+            input.ids.binary_search_by_key(&old.id, |new| new.id).is_ok_and(|at| input.ids[at].crc != old.crc)
+        })
         .map(|old| old.id)
         .collect();
     let mut differences: Vec<String> = config
@@ -243,7 +256,9 @@ pub fn cut(
     let mut states = folder.store.load_all()?;
     refuse_new_between(old, input, &states)?;
     reopen(folder, &mut states)?;
-    let unchanged = |plan: &&PlanFile| plan.num_workers == config.num_workers && missing(&input.ids, &plan.ids).is_empty();
+    let unchanged = |plan: &&PlanFile| {
+        plan.num_workers == config.num_workers && missing(&input.ids, &plan.ids).is_empty()
+    };
     let same = old.filter(unchanged).map(|plan| plan.ranges.as_slice());
     let cut = plan::recut(&ids, config.num_workers as usize, &states, same);
     // Superseded first: from then on a crash leads back here.
@@ -282,15 +297,23 @@ pub fn cut(
 }
 
 /// New samples between ids that are already accepted would have to be put into finished files.
-fn refuse_new_between(old: Option<&PlanFile>, input: &InputIndex, states: &[RangeState]) -> Result<(), Failure> {
+fn refuse_new_between(
+    old: Option<&PlanFile>,
+    input: &InputIndex,
+    states: &[RangeState],
+) -> Result<(), Failure> {
     let Some(plan) = old else { return Ok(()) };
     let new = missing(&input.ids, &plan.ids);
-    let between: Vec<i64> = new.into_iter().filter(|id| states.iter().any(|state| state.accepts(*id))).collect();
+    let between: Vec<i64> =
+        new.into_iter().filter(|id| states.iter().any(|state| state.accepts(*id))).collect();
     if between.is_empty() {
         return Ok(());
     }
-    Err(Failure::refused(format!("{} is new in the input, between samples that are already done", name_ids(&between)))
-        .hint("samples can be added above the ones that are done; for others use another --output-path"))
+    Err(Failure::refused(format!(
+        "{} is new in the input, between samples that are already done",
+        name_ids(&between)
+    ))
+    .hint("samples can be added above the ones that are done; for others use another --output-path"))
 }
 
 /// Given-up ranges get a new chance, and a complete range whose file is gone or cut short is run again.

@@ -74,7 +74,9 @@ fn judge_open(
             world.sweeper.sweep(range, open.number);
             let outcome = match last_output {
                 Some(_) => ExitOutcome::Unknown,
-                None => ExitOutcome::Environment { message: "the attempt was named but never started".into() },
+                None => {
+                    ExitOutcome::Environment { message: "the attempt was named but never started".into() }
+                }
             };
             (outcome, false, None)
         }

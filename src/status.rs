@@ -79,7 +79,13 @@ pub fn read(out: &Path) -> Result<StatusReport, Failure> {
     })
 }
 
-fn range_report(layout: &Layout, state: &RangeState, ids: &[i64], alive: bool, live: Option<&Live>) -> RangeReport {
+fn range_report(
+    layout: &Layout,
+    state: &RangeState,
+    ids: &[i64],
+    alive: bool,
+    live: Option<&Live>,
+) -> RangeReport {
     let range = state.range();
     let held = locks::is_held(&layout.range_lock(range)).unwrap_or(false);
     let waiting = live.and_then(|live| live.waiting.get(&range.to_string()));
@@ -183,7 +189,13 @@ pub fn plan(config: &RunConfig) -> Result<String, Failure> {
     let input = preflight::scan(config)?;
     let ids: Vec<i64> = input.ids.iter().map(|sample| sample.id).collect();
     let mut text = String::new();
-    let _ = writeln!(text, "{}: {} rows, {} samples", config.input_path, grouped(input.rows), grouped(ids.len() as u64));
+    let _ = writeln!(
+        text,
+        "{}: {} rows, {} samples",
+        config.input_path,
+        grouped(input.rows),
+        grouped(ids.len() as u64)
+    );
     let mut rows = vec![["RANGE", "SAMPLES", "ROWS"].map(str::to_owned)];
     let ranges = plan::split(&ids, config.num_workers as usize);
     for range in &ranges {
@@ -240,11 +252,14 @@ pub struct GpuReport {
 pub fn gpus(config: &crate::config::GpuConfig) -> Result<Vec<GpuReport>, Failure> {
     let here = std::env::current_dir().unwrap_or_default();
     let machine = machine::open(&config.selection, config.policy.clone(), config.lock_dir.as_deref(), &here)
-        .map_err(|error| Failure::refused(error).hint("simulated GPUs: --gpus sim:8; a list taken as given: --gpus 0,1"))?;
+        .map_err(|error| {
+            Failure::refused(error).hint("simulated GPUs: --gpus sim:8; a list taken as given: --gpus 0,1")
+        })?;
     let report = |facts: &crate::types::GpuFacts| {
         let reason = pool::why_not(facts, &machine.policy);
         let lock = locks::gpu_lock(&machine.lock_dir, &facts.uuid);
-        let holder = if facts.locked { locks::description(&lock).and_then(|text| holder_words(&text)) } else { None };
+        let holder =
+            if facts.locked { locks::description(&lock).and_then(|text| holder_words(&text)) } else { None };
         GpuReport { facts: facts.clone(), eligible: reason.is_none(), reason, holder }
     };
     Ok(machine.seen.gpus.iter().map(report).collect())
@@ -258,7 +273,9 @@ fn holder_words(text: &str) -> Option<String> {
 /// The table of `gpus`.
 pub fn gpu_table(gpus: &[GpuReport]) -> String {
     let mib = |bytes: u64| grouped(bytes >> 20);
-    let mut rows = vec![["GPU", "UUID", "NAME", "PCI", "USED MiB", "FREE MiB", "PROCESSES", "LEASABLE"].map(str::to_owned)];
+    let mut rows = vec![
+        ["GPU", "UUID", "NAME", "PCI", "USED MiB", "FREE MiB", "PROCESSES", "LEASABLE"].map(str::to_owned),
+    ];
     for gpu in gpus {
         let facts = &gpu.facts;
         let holder = gpu.holder.as_ref().map_or_else(String::new, |who| format!(" ({who})"));

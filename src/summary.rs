@@ -40,9 +40,11 @@ pub fn of_run(layout: &Layout, merged: &MergeSummary, states: &[RangeState], ela
     let missing: u64 = merged.given_up.iter().map(|range| range.missing_ids.len() as u64).sum();
     let verdict = if merged.complete { "COMPLETE" } else { "INCOMPLETE" };
     let _ = writeln!(text, "\n{verdict} in {}", duration_words(elapsed));
-    let _ = writeln!(text, "  ranges    {complete} of {} complete, {} restarts", states.len(), restarts(states));
+    let _ =
+        writeln!(text, "  ranges    {complete} of {} complete, {} restarts", states.len(), restarts(states));
     let accounted = merged.planned_ids - missing;
-    let _ = writeln!(text, "  samples   {} of {} accounted for", grouped(accounted), grouped(merged.planned_ids));
+    let _ =
+        writeln!(text, "  samples   {} of {} accounted for", grouped(accounted), grouped(merged.planned_ids));
     if !merged.ids_without_rows.is_empty() {
         let _ = writeln!(
             text,
@@ -56,10 +58,15 @@ pub fn of_run(layout: &Layout, merged: &MergeSummary, states: &[RangeState], ela
             let size = size_words(merged.merged_bytes);
             let _ = writeln!(text, "  merged    {} ({size})", layout.at(name).display());
         }
-        None => text.push_str("  merged    nothing: NO RANGE WROTE A SINGLE ROW. Check the worker and its input.\n"),
+        None => text
+            .push_str("  merged    nothing: NO RANGE WROTE A SINGLE ROW. Check the worker and its input.\n"),
     }
     if merged.quoted_fields > 0 {
-        let _ = writeln!(text, "            {} fields with a bare carriage return were quoted", merged.quoted_fields);
+        let _ = writeln!(
+            text,
+            "            {} fields with a bare carriage return were quoted",
+            merged.quoted_fields
+        );
     }
     for range in &merged.given_up {
         let ids: Vec<String> = range.missing_ids.iter().take(8).map(i64::to_string).collect();

@@ -32,7 +32,16 @@ impl GpuPool {
         monitor: Recipient<LeaseDelayed>,
     ) -> Self {
         let began = Instant::now();
-        Self { core: Pool::new(), policy, gpus, supervisor, monitor, began, looking: false, look_again: false }
+        Self {
+            core: Pool::new(),
+            policy,
+            gpus,
+            supervisor,
+            monitor,
+            began,
+            looking: false,
+            look_again: false,
+        }
     }
 
     fn step(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -44,7 +53,9 @@ impl GpuPool {
                 Action::Quarantined { gpu, reason } => {
                     tracing::error!("GPU {} ({}) gets no more work: {reason}", gpu.ordinal, gpu.uuid);
                 }
-                Action::Restored { gpu } => tracing::info!("GPU {} ({}) is used again", gpu.ordinal, gpu.uuid),
+                Action::Restored { gpu } => {
+                    tracing::info!("GPU {} ({}) is used again", gpu.ordinal, gpu.uuid)
+                }
             }
         }
     }

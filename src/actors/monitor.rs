@@ -46,7 +46,13 @@ pub struct MonitorActor {
 
 impl MonitorActor {
     /// `rows_left` has an entry for every range.
-    pub fn new(live_path: PathBuf, scheduler_id: String, show_commands: bool, rows_left: BTreeMap<RangeId, u64>, rows_total: u64) -> Self {
+    pub fn new(
+        live_path: PathBuf,
+        scheduler_id: String,
+        show_commands: bool,
+        rows_left: BTreeMap<RangeId, u64>,
+        rows_total: u64,
+    ) -> Self {
         let rows_before = rows_total - rows_left.values().sum::<u64>();
         Self {
             live: Live { version: crate::types::state::VERSION, scheduler_id, ..Live::default() },
@@ -74,11 +80,15 @@ impl MonitorActor {
             ctx.run_later(WRITE_AFTER, |actor, ctx| {
                 actor.write_pending = false;
                 let (live, path) = (actor.live.clone(), actor.live_path.clone());
-                off_thread(ctx, move || write_live(&live, &path), |result, _, _| {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, "cannot write live.json");
-                    }
-                });
+                off_thread(
+                    ctx,
+                    move || write_live(&live, &path),
+                    |result, _, _| {
+                        if let Err(error) = result {
+                            tracing::debug!(%error, "cannot write live.json");
+                        }
+                    },
+                );
             });
         }
     }
@@ -92,7 +102,8 @@ impl MonitorActor {
             0 => String::new(),
             _ => format!(", about {} left", duration_words(elapsed.mul_f64(left as f64 / now as f64))),
         };
-        let given_up = if self.given_up > 0 { format!(", {} given up", self.given_up) } else { String::new() };
+        let given_up =
+            if self.given_up > 0 { format!(", {} given up", self.given_up) } else { String::new() };
         tracing::info!(
             "Progress: {}/{} completed, {} running{given_up}, {} of {} input rows, elapsed: {:.1}s{eta}",
             self.complete,
@@ -188,7 +199,10 @@ impl Handler<AttemptEnded> for MonitorActor {
             Some((FailureClass::Stopped, _)) => tracing::info!("Worker [{low}, {high}) stopped"),
             Some((class, message)) => {
                 self.restarts += 1;
-                tracing::warn!("Worker failed for range [{low}, {high}), attempt {}: {class}: {message}", msg.attempt);
+                tracing::warn!(
+                    "Worker failed for range [{low}, {high}), attempt {}: {class}: {message}",
+                    msg.attempt
+                );
                 self.waits_for(msg.range, Some(format!("restart after {class}")), ctx);
             }
         }

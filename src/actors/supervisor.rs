@@ -80,7 +80,9 @@ impl SupervisorActor {
                 if !delay.is_zero() {
                     tracing::info!("Range [{}, {}) is tried again in {:.1?}", range.low, range.high, delay);
                 }
-                ctx.run_later(delay, move |actor, ctx| actor.step(Event::BackoffOver { range, attempt }, ctx));
+                ctx.run_later(delay, move |actor, ctx| {
+                    actor.step(Event::BackoffOver { range, attempt }, ctx)
+                });
             }
             Action::StaggerAfter(delay) => {
                 ctx.run_later(delay, |actor, ctx| actor.step(Event::StaggerOver, ctx));

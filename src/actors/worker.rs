@@ -2,9 +2,9 @@
 
 use super::off_thread;
 use crate::core::command::{self, WorkerCommand};
+use crate::core::plan;
 use crate::core::supervisor::AttemptReport;
 use crate::core::worker::{self, Action, Event, Worker};
-use crate::core::plan;
 use crate::messages::{
     AttemptEnded, AttemptStarted, CloseRange, RangeClosed, RunAttempt, StopAttempt, TreeGone,
 };

@@ -41,7 +41,12 @@ impl WorkerCommand {
 }
 
 /// Environment added for one attempt; TMPDIR is the shim's to add.
-pub fn environment(scheduler_id: &str, range: RangeId, attempt: Attempt, lease: &Lease) -> Vec<(String, String)> {
+pub fn environment(
+    scheduler_id: &str,
+    range: RangeId,
+    attempt: Attempt,
+    lease: &Lease,
+) -> Vec<(String, String)> {
     let ordinals: Vec<String> = lease.gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
     let uuids: Vec<&str> = lease.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
     [
@@ -82,7 +87,8 @@ pub fn masked(argv: &[String]) -> Vec<String> {
 
 fn is_secret(name: &str) -> bool {
     let words = name.split(|c: char| !c.is_ascii_alphanumeric()).map(str::to_ascii_lowercase);
-    let secret = ["token", "key", "apikey", "secret", "password", "passwd", "passphrase", "credential", "credentials"];
+    let secret =
+        ["token", "key", "apikey", "secret", "password", "passwd", "passphrase", "credential", "credentials"];
     words.into_iter().any(|word| secret.contains(&word.as_str()))
 }
 
@@ -180,8 +186,16 @@ mod tests {
     #[test]
     fn floats_are_printed_as_python_prints_them() {
         let table = [
-            (0.0, "0.0"), (0.9, "0.9"), (1.0, "1.0"), (12.5, "12.5"), (0.0001, "0.0001"), (0.00001, "1e-05"),
-            (1.5e-7, "1.5e-07"), (1e16, "1e+16"), (1e15, "1000000000000000.0"), (-0.25, "-0.25"),
+            (0.0, "0.0"),
+            (0.9, "0.9"),
+            (1.0, "1.0"),
+            (12.5, "12.5"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (1.5e-7, "1.5e-07"),
+            (1e16, "1e+16"),
+            (1e15, "1000000000000000.0"),
+            (-0.25, "-0.25"),
         ];
         for (value, text) in table {
             assert_eq!(python_float(value), text);

@@ -53,19 +53,27 @@ impl Judgement {
 /// one being written can be incomplete; a torn record whose id is whole and new proves the one before it.
 pub fn judge(end: AttemptEnd, evidence: Evidence) -> Judgement {
     if let Some(line) = end.swallowed_error {
-        return Judgement::refuse(format!("the worker went on after an error, so its rows are not trusted: {line}"));
+        return Judgement::refuse(format!(
+            "the worker went on after an error, so its rows are not trusted: {line}"
+        ));
     }
     let clean_exit = *end.outcome == ExitOutcome::Code(0) && !end.told_to_stop;
     let proven = clean_exit || evidence.full_copy;
     let Some(file) = evidence.file else {
         return match (clean_exit, evidence.stray_file) {
-            (true, Some(stray)) => Judgement::refuse(format!("it wrote {stray}, not the file it was asked for")),
+            (true, Some(stray)) => {
+                Judgement::refuse(format!("it wrote {stray}, not the file it was asked for"))
+            }
             (true, None) => accept_all(evidence.ids, Vec::new(), 0),
             (false, _) => Judgement::nothing(),
         };
     };
     if file.header.is_none() {
-        return if proven { Judgement::refuse("the result file has no header") } else { Judgement::nothing() };
+        return if proven {
+            Judgement::refuse("the result file has no header")
+        } else {
+            Judgement::nothing()
+        };
     }
     if let Some(bad) = &file.malformed {
         return Judgement::refuse(format!("line {} (byte {}): {}", bad.line, bad.byte, bad.reason));
@@ -93,7 +101,9 @@ fn accept_proven(file: &ShardFacts, ids: &[i64]) -> Judgement {
     match file.tail {
         // At a clean end a last record without its newline is whole.
         Some(tail) => match tail.whole_id {
-            Some(id) if ids.binary_search(&id).is_ok() => accept_all(ids, vec![(file.body, file.len)], rows + 1),
+            Some(id) if ids.binary_search(&id).is_ok() => {
+                accept_all(ids, vec![(file.body, file.len)], rows + 1)
+            }
             Some(id) => Judgement::refuse(format!("byte {}: data_id {id} was not asked for", tail.start)),
             None => Judgement::refuse(format!("byte {}: the last record is torn", tail.start)),
         },
@@ -109,7 +119,9 @@ fn accept_prefix(file: &ShardFacts, ids: &[i64]) -> Judgement {
     let next = file.tail.and_then(|tail| tail.closed_id);
     let last_is_whole = match (file.runs.last(), next) {
         (Some(last), Some(next)) if next < last.id => {
-            return Judgement::refuse("ids are not ascending, so without a clean end no id is known to be whole");
+            return Judgement::refuse(
+                "ids are not ascending, so without a clean end no id is known to be whole",
+            );
         }
         (Some(last), Some(next)) => next > last.id,
         _ => false,
@@ -136,7 +148,15 @@ mod tests {
             .collect();
         let end = runs.last().map_or(10, |run| run.end);
         let len = if tail.is_some() { end + 3 } else { end };
-        ShardFacts { header: Some(vec!["data_id".into()]), body: 10, runs, tail, malformed: None, len, crc: 7 }
+        ShardFacts {
+            header: Some(vec!["data_id".into()]),
+            body: 10,
+            runs,
+            tail,
+            malformed: None,
+            len,
+            crc: 7,
+        }
     }
 
     fn tail(closed: Option<i64>, whole: Option<i64>) -> Option<Tail> {
@@ -170,7 +190,10 @@ mod tests {
 
     #[test]
     fn a_crash_accepts_all_but_the_last_id_and_nothing_of_a_single_one() {
-        assert_eq!(ids_of(&judged(ExitOutcome::Signal(9), false, Some(&file(&[2, 5], None)), false)), Some((1, 2)));
+        assert_eq!(
+            ids_of(&judged(ExitOutcome::Signal(9), false, Some(&file(&[2, 5], None)), false)),
+            Some((1, 2))
+        );
         assert_eq!(ids_of(&judged(ExitOutcome::Code(1), false, Some(&file(&[9], None)), false)), None);
         assert_eq!(ids_of(&judged(ExitOutcome::Unknown, false, Some(&file(&[], None)), false)), None);
         assert_eq!(ids_of(&judged(ExitOutcome::Code(1), false, None, false)), None);
@@ -178,7 +201,9 @@ mod tests {
 
     #[test]
     fn a_torn_record_with_a_new_whole_id_proves_the_id_before() {
-        let seen = |closed| ids_of(&judged(ExitOutcome::Signal(9), false, Some(&file(&[1, 2], tail(closed, None))), false));
+        let seen = |closed| {
+            ids_of(&judged(ExitOutcome::Signal(9), false, Some(&file(&[1, 2], tail(closed, None))), false))
+        };
         assert_eq!(seen(Some(5)), Some((1, 2)));
         assert_eq!(seen(Some(2)), Some((1, 1)));
         assert_eq!(seen(None), Some((1, 1)));
@@ -212,7 +237,12 @@ mod tests {
         let outcome = ExitOutcome::Code(0);
         let verdict = judge(
             AttemptEnd { outcome: &outcome, told_to_stop: false, swallowed_error: None },
-            Evidence { ids: &IDS, file: None, full_copy: false, stray_file: Some("generation_results_data_0_to_4_real.csv") },
+            Evidence {
+                ids: &IDS,
+                file: None,
+                full_copy: false,
+                stray_file: Some("generation_results_data_0_to_4_real.csv"),
+            },
         );
         assert!(verdict.accepted.is_none() && verdict.breach.is_some());
     }
@@ -230,7 +260,11 @@ mod tests {
         assert!(judged(ExitOutcome::Code(0), false, Some(&bad), false).breach.is_some());
         let outcome = ExitOutcome::Code(0);
         let swallowed = judge(
-            AttemptEnd { outcome: &outcome, told_to_stop: false, swallowed_error: Some("Error during batch generation") },
+            AttemptEnd {
+                outcome: &outcome,
+                told_to_stop: false,
+                swallowed_error: Some("Error during batch generation"),
+            },
             Evidence { ids: &IDS, file: Some(&file(&[1, 2], None)), full_copy: true, stray_file: None },
         );
         assert!(swallowed.accepted.is_none() && swallowed.breach.is_some());

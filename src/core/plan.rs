@@ -57,7 +57,8 @@ impl Cut {
     /// All ranges of the new plan, ascending.
     pub fn ranges(&self) -> Vec<RangeId> {
         let completed = self.completed.iter().map(|(range, _)| *range);
-        let mut all: Vec<_> = self.keep.iter().copied().chain(completed).chain(self.fresh.iter().copied()).collect();
+        let mut all: Vec<_> =
+            self.keep.iter().copied().chain(completed).chain(self.fresh.iter().copied()).collect();
         all.sort();
         all
     }
@@ -68,7 +69,9 @@ impl Cut {
 /// `count` new ones, broken where accepted ids lie between.
 pub fn recut(ids: &[i64], count: usize, states: &[RangeState], same: Option<&[RangeId]>) -> Cut {
     if let Some(ranges) = same
-        && ranges.iter().all(|r| states.iter().all(|s| s.range() != *r || s.status != RangeStatus::Superseded))
+        && ranges
+            .iter()
+            .all(|r| states.iter().all(|s| s.range() != *r || s.status != RangeStatus::Superseded))
     {
         return Cut { keep: ranges.to_vec(), ..Cut::default() };
     }
@@ -89,14 +92,16 @@ pub fn recut(ids: &[i64], count: usize, states: &[RangeState], same: Option<&[Ra
             cut.superseded.push(state.range());
         }
     }
-    let left: Vec<i64> = ids.iter().copied().filter(|id| !covered.iter().any(|range| range.contains(*id))).collect();
+    let left: Vec<i64> =
+        ids.iter().copied().filter(|id| !covered.iter().any(|range| range.contains(*id))).collect();
     if !left.is_empty() {
         for range in split(&left, count) {
             cut.fresh.extend(unbroken(ids, &covered, range));
         }
     }
     let again: Vec<RangeId> = cut.fresh.clone();
-    cut.superseded.retain(|range| !again.contains(range) && !cut.completed.iter().any(|(done, _)| done == range));
+    cut.superseded
+        .retain(|range| !again.contains(range) && !cut.completed.iter().any(|(done, _)| done == range));
     cut
 }
 

@@ -18,7 +18,11 @@ pub struct RestartPolicy {
 
 /// Names an attempt's failure; `None` when everything asked for was accepted. Sources of the exit codes:
 /// sysexits.h (64 EX_USAGE, 75 EX_TEMPFAIL, 78 EX_CONFIG), argparse (2), the shell (126, 127).
-pub fn classify(end: AttemptEnd, judgement: &Judgement, stop_requested: bool) -> Option<(FailureClass, String)> {
+pub fn classify(
+    end: AttemptEnd,
+    judgement: &Judgement,
+    stop_requested: bool,
+) -> Option<(FailureClass, String)> {
     if judgement.proven_end {
         return None;
     }
@@ -149,9 +153,13 @@ mod tests {
             backoff_cap: Duration::from_secs(300),
         };
         let delay = |charged, jitter| {
-            backoff(&policy, &Counters { charged_in_a_row: charged, ..Counters::default() }, jitter).as_millis()
+            backoff(&policy, &Counters { charged_in_a_row: charged, ..Counters::default() }, jitter)
+                .as_millis()
         };
-        assert_eq!((delay(0, 1000), delay(1, 1000), delay(2, 1000), delay(3, 500)), (5000, 5000, 10_000, 10_000));
+        assert_eq!(
+            (delay(0, 1000), delay(1, 1000), delay(2, 1000), delay(3, 500)),
+            (5000, 5000, 10_000, 10_000)
+        );
         assert_eq!((delay(30, 1000), delay(30, 0)), (300_000, 0));
     }
 }

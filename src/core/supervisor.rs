@@ -66,14 +66,30 @@ pub enum Ending {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     Began(Vec<Brief>),
-    LeaseGranted { range: RangeId, lease: Lease },
+    LeaseGranted {
+        range: RangeId,
+        lease: Lease,
+    },
     /// No process of the attempt is left; its GPUs may go.
-    TreeGone { range: RangeId, attempt: Attempt },
-    AttemptEnded { range: RangeId, attempt: Attempt, report: AttemptReport, jitter: u16 },
-    BackoffOver { range: RangeId, attempt: Attempt },
+    TreeGone {
+        range: RangeId,
+        attempt: Attempt,
+    },
+    AttemptEnded {
+        range: RangeId,
+        attempt: Attempt,
+        report: AttemptReport,
+        jitter: u16,
+    },
+    BackoffOver {
+        range: RangeId,
+        attempt: Attempt,
+    },
     StaggerOver,
     /// A given-up range's state is on disk.
-    RangeClosed { range: RangeId },
+    RangeClosed {
+        range: RangeId,
+    },
     StopRequested(StopCause),
     MergeEnded,
     /// Time has passed.
@@ -83,16 +99,37 @@ pub enum Event {
 #[must_use]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    RequestLease { range: RangeId },
-    CancelLease { range: RangeId },
+    RequestLease {
+        range: RangeId,
+    },
+    CancelLease {
+        range: RangeId,
+    },
     ReleaseLease(LeaseId),
-    RunAttempt { range: RangeId, attempt: Attempt, lease: Lease },
-    StopAttempt { range: RangeId, attempt: Attempt, kill_now: bool },
-    WakeAfter { range: RangeId, attempt: Attempt, delay: Duration },
+    RunAttempt {
+        range: RangeId,
+        attempt: Attempt,
+        lease: Lease,
+    },
+    StopAttempt {
+        range: RangeId,
+        attempt: Attempt,
+        kill_now: bool,
+    },
+    WakeAfter {
+        range: RangeId,
+        attempt: Attempt,
+        delay: Duration,
+    },
     StaggerAfter(Duration),
-    CloseRange { range: RangeId },
+    CloseRange {
+        range: RangeId,
+    },
     /// For the merge, which waits for all of them.
-    RangeEnded { range: RangeId, end: End },
+    RangeEnded {
+        range: RangeId,
+        end: End,
+    },
     Finish(Ending),
 }
 
@@ -329,7 +366,9 @@ impl Supervisor {
                 }
                 return;
             }
-            let Phase::Granted(lease) = std::mem::replace(&mut slot.phase, Phase::Running(None)) else { return };
+            let Phase::Granted(lease) = std::mem::replace(&mut slot.phase, Phase::Running(None)) else {
+                return;
+            };
             slot.phase = Phase::Running(Some(lease.clone()));
             slot.attempt = Attempt(slot.attempt.0 + 1);
             self.next_start = now + policy.start_stagger;

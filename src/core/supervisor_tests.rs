@@ -86,7 +86,8 @@ fn a_free_place_is_taken_at_once() {
 
 #[test]
 fn starts_are_staggered() {
-    let (mut story, _) = Story::new(Policy { start_stagger: 2 * SECOND, ..policy(2) }, vec![brief(0, 5), brief(1, 4)]);
+    let (mut story, _) =
+        Story::new(Policy { start_stagger: 2 * SECOND, ..policy(2) }, vec![brief(0, 5), brief(1, 4)]);
     assert_eq!(story.grant(0).len(), 1);
     story.now = SECOND / 2;
     assert_eq!(story.grant(1), [Action::StaggerAfter(SECOND + SECOND / 2)]);
@@ -185,7 +186,8 @@ fn a_stop_while_merging_ends_the_run() {
 
 #[test]
 fn waiting_for_gpus_is_bounded_only_while_nothing_runs() {
-    let (mut story, _) = Story::new(Policy { wait_timeout: Some(10 * SECOND), ..policy(2) }, vec![brief(0, 5), brief(1, 4)]);
+    let (mut story, _) =
+        Story::new(Policy { wait_timeout: Some(10 * SECOND), ..policy(2) }, vec![brief(0, 5), brief(1, 4)]);
     story.grant(0);
     story.now = 20 * SECOND;
     assert_eq!(story.tell(Event::Ticked), []);
@@ -267,7 +269,9 @@ impl World {
             let failed = self.failures.get(range).copied().unwrap_or(0);
             let mut classes = vec![None];
             if failed < 2 && attempt.0 < MOST_ATTEMPTS {
-                classes.extend([FailureClass::Crash, FailureClass::Configuration, FailureClass::Stopped].map(Some));
+                classes.extend(
+                    [FailureClass::Crash, FailureClass::Configuration, FailureClass::Stopped].map(Some),
+                );
             }
             for class in classes {
                 let charged = if class == Some(FailureClass::Stopped) { failed } else { failed + 1 };
@@ -275,7 +279,11 @@ impl World {
                 events.push(Event::AttemptEnded { range: *range, attempt: *attempt, report, jitter: 500 });
             }
         }
-        events.extend(self.waking.iter().map(|(range, attempt)| Event::BackoffOver { range: *range, attempt: *attempt }));
+        events.extend(
+            self.waking
+                .iter()
+                .map(|(range, attempt)| Event::BackoffOver { range: *range, attempt: *attempt }),
+        );
         events.extend(self.closing.iter().map(|range| Event::RangeClosed { range: *range }));
         if self.stops < 2 {
             events.push(Event::StopRequested(StopCause::Interrupt));
@@ -297,7 +305,6 @@ impl World {
                     world.live.retain(|live| live.0 != *range);
                     world.failures.insert(*range, report.counters.charged_in_a_row);
                     world.stale = vec![(*range, *attempt)];
-
                 }
             }
             Event::BackoffOver { range, attempt } => world.waking.retain(|w| *w != (*range, *attempt)),

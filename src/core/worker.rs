@@ -10,21 +10,43 @@ use std::path::Path;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    Run { attempt: Attempt, lease: Lease },
-    Stop { attempt: Attempt, kill_now: bool },
+    Run {
+        attempt: Attempt,
+        lease: Lease,
+    },
+    Stop {
+        attempt: Attempt,
+        kill_now: bool,
+    },
     /// The state that names the attempt is on disk, or could not be written.
-    Named { attempt: Attempt, ok: bool },
+    Named {
+        attempt: Attempt,
+        ok: bool,
+    },
     /// The shim is running, or could not be started.
-    Started { attempt: Attempt, ok: bool },
+    Started {
+        attempt: Attempt,
+        ok: bool,
+    },
     /// The shim and everything below it is gone.
-    Gone { attempt: Attempt },
+    Gone {
+        attempt: Attempt,
+    },
     /// The verdict is on disk.
-    Settled { attempt: Attempt },
+    Settled {
+        attempt: Attempt,
+    },
     /// Judging or writing failed; the attempt's files are still there.
-    SettleFailed { attempt: Attempt },
-    RetryDue { attempt: Attempt },
+    SettleFailed {
+        attempt: Attempt,
+    },
+    RetryDue {
+        attempt: Attempt,
+    },
     Close,
-    Closed { ok: bool },
+    Closed {
+        ok: bool,
+    },
     CloseRetryDue,
 }
 
@@ -32,16 +54,35 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Write the state that names the attempt.
-    Name { attempt: Attempt, lease: Lease },
-    Start { attempt: Attempt },
-    Signal { attempt: Attempt, kill_now: bool },
-    TellTreeGone { attempt: Attempt },
+    Name {
+        attempt: Attempt,
+        lease: Lease,
+    },
+    Start {
+        attempt: Attempt,
+    },
+    Signal {
+        attempt: Attempt,
+        kill_now: bool,
+    },
+    TellTreeGone {
+        attempt: Attempt,
+    },
     /// Judge, accept, write.
-    Settle { attempt: Attempt, stop_requested: bool },
-    TellSettled { attempt: Attempt },
+    Settle {
+        attempt: Attempt,
+        stop_requested: bool,
+    },
+    TellSettled {
+        attempt: Attempt,
+    },
     /// The attempt could not begin, or could not be judged before the stop; nothing was lost.
-    TellTrouble { attempt: Attempt },
-    RetryLater { attempt: Attempt },
+    TellTrouble {
+        attempt: Attempt,
+    },
+    RetryLater {
+        attempt: Attempt,
+    },
     WriteClosed,
     TellClosed,
     RetryCloseLater,
@@ -141,7 +182,13 @@ impl Worker {
 }
 
 /// Names the next attempt in the state document, before any process of it may exist.
-pub fn name_attempt(state: &mut RangeState, attempt: Attempt, gap: RangeId, lease: &Lease, command: Vec<String>) {
+pub fn name_attempt(
+    state: &mut RangeState,
+    attempt: Attempt,
+    gap: RangeId,
+    lease: &Lease,
+    command: Vec<String>,
+) {
     state.status = RangeStatus::Running;
     state.attempts = attempt.max(state.attempts);
     state.gpu_ids = lease.gpus.iter().map(|gpu| gpu.ordinal).collect();

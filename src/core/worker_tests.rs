@@ -25,10 +25,16 @@ fn tell(worker: &mut Worker, event: Event) -> Vec<Action> {
 fn an_attempt_is_named_started_settled_and_told() {
     let mut worker = Worker::default();
     assert_eq!(tell(&mut worker, run(FIRST)), [Action::Name { attempt: FIRST, lease: lease() }]);
-    assert_eq!(tell(&mut worker, Event::Named { attempt: FIRST, ok: true }), [Action::Start { attempt: FIRST }]);
+    assert_eq!(
+        tell(&mut worker, Event::Named { attempt: FIRST, ok: true }),
+        [Action::Start { attempt: FIRST }]
+    );
     assert_eq!(tell(&mut worker, Event::Started { attempt: FIRST, ok: true }), []);
     let settle = Action::Settle { attempt: FIRST, stop_requested: false };
-    assert_eq!(tell(&mut worker, Event::Gone { attempt: FIRST }), [Action::TellTreeGone { attempt: FIRST }, settle]);
+    assert_eq!(
+        tell(&mut worker, Event::Gone { attempt: FIRST }),
+        [Action::TellTreeGone { attempt: FIRST }, settle]
+    );
     let told = tell(&mut worker, Event::Settled { attempt: FIRST });
     assert_eq!(told, [Action::TellSettled { attempt: FIRST }]);
 }
@@ -71,7 +77,10 @@ fn judging_is_tried_again_until_the_disk_lets_it() {
     ] {
         let _ = tell(&mut worker, event);
     }
-    assert_eq!(tell(&mut worker, Event::SettleFailed { attempt: FIRST }), [Action::RetryLater { attempt: FIRST }]);
+    assert_eq!(
+        tell(&mut worker, Event::SettleFailed { attempt: FIRST }),
+        [Action::RetryLater { attempt: FIRST }]
+    );
     let again = tell(&mut worker, Event::RetryDue { attempt: FIRST });
     assert_eq!(again, [Action::Settle { attempt: FIRST, stop_requested: false }]);
     let _ = tell(&mut worker, Event::Stop { attempt: FIRST, kill_now: false });

@@ -137,7 +137,8 @@ impl LocalSweeper {
             }
             let waited = started.elapsed();
             let holder = self.holder(range).filter(|h| h.boot_id == process::boot_id());
-            let shim = holder.and_then(|h| process::info(h.pid as i32).filter(|p| p.start_ticks == h.start_ticks));
+            let shim =
+                holder.and_then(|h| process::info(h.pid as i32).filter(|p| p.start_ticks == h.start_ticks));
             if waited >= grace * asked && asked < 2 {
                 if let Some(shim) = shim {
                     process::signal(shim, Signal::TERM);

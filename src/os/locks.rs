@@ -84,7 +84,9 @@ fn open(path: &Path) -> io::Result<File> {
 pub fn host_lock_dir(wanted: Option<&Path>) -> io::Result<PathBuf> {
     let candidates = match wanted {
         Some(dir) => vec![dir.to_path_buf()],
-        None => vec![PathBuf::from("/run/lock/auto-scheduler"), std::env::temp_dir().join("auto-scheduler-locks")],
+        None => {
+            vec![PathBuf::from("/run/lock/auto-scheduler"), std::env::temp_dir().join("auto-scheduler-locks")]
+        }
     };
     let mut last = io::Error::other("no folder for GPU locks");
     for dir in candidates {
@@ -106,7 +108,8 @@ pub fn host_lock_dir(wanted: Option<&Path>) -> io::Result<PathBuf> {
 
 /// The lock file of one GPU.
 pub fn gpu_lock(dir: &Path, uuid: &str) -> PathBuf {
-    let safe: String = uuid.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    let safe: String =
+        uuid.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
     dir.join(format!("{safe}.lock"))
 }
 

@@ -2,7 +2,7 @@
 
 use super::locks;
 use super::nvml::Nvml;
-use super::sim_gpus::{ListedGpus, SimGpus};
+use super::sim_gpus::{GivenGpus, SimGpus};
 use crate::core::pool::{self, GpuSelection, Policy};
 use crate::ports::{GpuError, Gpus};
 use crate::types::GpuSnapshot;
@@ -50,7 +50,8 @@ pub fn open(
     let simulated = matches!(selection, GpuSelection::Simulated(_));
     let lock_dir = match (lock_dir, simulated) {
         (None, true) => out.join("locks"),
-        (wanted, _) => locks::host_lock_dir(wanted).map_err(|error| format!("cannot make a folder for GPU locks: {error}"))?,
+        (wanted, _) => locks::host_lock_dir(wanted)
+            .map_err(|error| format!("cannot make a folder for GPU locks: {error}"))?,
     };
     if policy.group_size == 0 && !simulated {
         let gpus = Arc::new(SimGpus::new(0));
@@ -58,13 +59,13 @@ pub fn open(
     }
     let inner: Box<dyn Gpus> = match selection {
         GpuSelection::Simulated(count) => Box::new(SimGpus::new(*count)),
-        GpuSelection::Auto => Box::new(Nvml::new(None)),
+        GpuSelection::Auto => Box::new(Nvml::from_env().map_err(|error| error.to_string())?),
         GpuSelection::Listed(names) => {
-            let nvml = Nvml::new(None);
+            let nvml = Nvml::from_env().map_err(|error| error.to_string())?;
             match nvml.snapshot() {
                 Err(GpuError::NoDriver(_)) => {
                     policy.trust = true;
-                    Box::new(ListedGpus::new(pool::given(names)?))
+                    Box::new(GivenGpus::new(pool::given(names)?))
                 }
                 _ => Box::new(nvml),
             }

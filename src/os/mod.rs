@@ -6,4 +6,8 @@ pub mod local;
 pub mod locks;
 pub mod machine;
 pub mod nvml;
+pub mod outputs;
+pub mod process;
+pub mod signals;
 pub mod sim_gpus;
+pub mod state_store;

@@ -47,7 +47,8 @@ impl FolderOutputs {
         target: &Path,
     ) -> Result<Option<MergeReport>, StoreError> {
         let mut file = atomic_write_file::AtomicWriteFile::open(target).map_err(io_error("write", target))?;
-        let report = merge(sources, ids, file.as_file_mut()).map_err(|error| StoreError::Data(describe(&error)))?;
+        let report =
+            merge(sources, ids, file.as_file_mut()).map_err(|error| StoreError::Data(describe(&error)))?;
         if report.header.is_none() {
             return Ok(None);
         }
@@ -57,10 +58,17 @@ impl FolderOutputs {
 
     fn written_piece(&self, name: String, report: &MergeReport, ids: &[i64]) -> Result<Piece, StoreError> {
         let path = self.layout.at(&name);
-        let facts = self.facts(&path)?.ok_or_else(|| StoreError::Data(format!("{} is gone", path.display())))?;
+        let facts =
+            self.facts(&path)?.ok_or_else(|| StoreError::Data(format!("{} is gone", path.display())))?;
         let whole = (ids.first().copied().unwrap_or(0), ids.last().copied().unwrap_or(0));
         let segment = Segment { ids: whole, spans: vec![(facts.body, facts.len)], rows: report.rows };
-        Ok(Piece { attempt: Attempt(0), file: name.into(), len: report.bytes, crc: report.crc, segments: vec![segment] })
+        Ok(Piece {
+            attempt: Attempt(0),
+            file: name.into(),
+            len: report.bytes,
+            crc: report.crc,
+            segments: vec![segment],
+        })
     }
 
     fn summary(
@@ -135,7 +143,10 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 /// A piece that is a whole file of this range: nothing before, between or behind its rows.
 fn is_whole_file(piece: &Piece, facts: &ShardFacts) -> bool {
     let spans: Vec<(u64, u64)> = piece.segments.iter().flat_map(|s| s.spans.iter().copied()).collect();
-    facts.len == piece.len && facts.crc == piece.crc && facts.tail.is_none() && spans == [(facts.body, facts.len)]
+    facts.len == piece.len
+        && facts.crc == piece.crc
+        && facts.tail.is_none()
+        && spans == [(facts.body, facts.len)]
 }
 
 impl Outputs for FolderOutputs {
@@ -158,7 +169,8 @@ impl Outputs for FolderOutputs {
     fn assemble(&self, range: RangeId, pieces: &[Piece], ids: &[i64]) -> Result<Piece, StoreError> {
         let name = range.result_file();
         let target = self.layout.at(&name);
-        let with_rows: Vec<&Piece> = pieces.iter().filter(|piece| piece.segments.iter().any(|s| s.rows > 0)).collect();
+        let with_rows: Vec<&Piece> =
+            pieces.iter().filter(|piece| piece.segments.iter().any(|s| s.rows > 0)).collect();
         let whole = (ids.first().copied().unwrap_or(0), ids.last().copied().unwrap_or(0));
         if let [piece] = with_rows[..] {
             let source = self.layout.at(&piece.file);
@@ -180,7 +192,8 @@ impl Outputs for FolderOutputs {
             Some(report) => self.written_piece(name, &report, ids),
             None => {
                 let segment = Segment { ids: whole, spans: Vec::new(), rows: 0 };
-                let (file, attempt) = (PathBuf::new(), pieces.last().map_or(Attempt(0), |piece| piece.attempt));
+                let (file, attempt) =
+                    (PathBuf::new(), pieces.last().map_or(Attempt(0), |piece| piece.attempt));
                 Ok(Piece { attempt, file, len: 0, crc: 0, segments: vec![segment] })
             }
         }

@@ -80,8 +80,10 @@ fn prepare(layout: &Layout, spec: &ShimSpec, mut range: FileLock) -> Result<(Hel
         }
     }
     let tmp = std::env::temp_dir();
-    let tmpdir =
-        tempfile::Builder::new().prefix("as-").tempdir_in(&tmp).map_err(|e| trouble("create a folder in", &tmp, e))?;
+    let tmpdir = tempfile::Builder::new()
+        .prefix("as-")
+        .tempdir_in(&tmp)
+        .map_err(|e| trouble("create a folder in", &tmp, e))?;
     let holder = identity("worker", spec, tmpdir.path());
     let lock_path = layout.range_lock(spec.range);
     range.describe(&holder).map_err(|error| trouble("write", &lock_path, error))?;

@@ -28,7 +28,15 @@ impl CappedLog {
     pub fn create(path: &Path, cap: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         let cap = cap.max(4096);
-        Ok(Self { file, cap, len: 0, output_bytes: 0, cut_bytes: 0, carry: Vec::new(), swallowed_error: None })
+        Ok(Self {
+            file,
+            cap,
+            len: 0,
+            output_bytes: 0,
+            cut_bytes: 0,
+            carry: Vec::new(),
+            swallowed_error: None,
+        })
     }
 
     /// Appends one chunk of any bytes.
@@ -81,7 +89,8 @@ impl CappedLog {
         let found = SIGNS.iter().filter_map(|sign| memchr::memmem::find(&self.carry, sign)).min();
         if let Some(at) = found {
             let line = &self.carry[at..];
-            let end = line.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(line.len()).min(200);
+            let end =
+                line.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(line.len()).min(200);
             self.swallowed_error = Some(String::from_utf8_lossy(&line[..end]).into_owned());
             self.carry = Vec::new();
         } else {

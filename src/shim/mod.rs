@@ -56,7 +56,8 @@ pub fn run() -> i32 {
 /// Becomes the worker: dies with its shim, then replaces itself. Returns only when that failed.
 pub fn trampoline(args: &[String]) -> i32 {
     use std::os::unix::process::CommandExt;
-    let (Some(parent), Some(program)) = (args.first().and_then(|pid| pid.parse::<i32>().ok()), args.get(1)) else {
+    let (Some(parent), Some(program)) = (args.first().and_then(|pid| pid.parse::<i32>().ok()), args.get(1))
+    else {
         return 125;
     };
     let tied = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
