@@ -300,12 +300,10 @@ impl World {
             Event::LeaseGranted { range, .. } => {
                 world.asked.retain(|asked| asked != range);
             }
-            Event::AttemptEnded { range, attempt, report, .. } => {
-                if world.live.iter().any(|live| *live == (*range, *attempt)) {
-                    world.live.retain(|live| live.0 != *range);
-                    world.failures.insert(*range, report.counters.charged_in_a_row);
-                    world.stale = vec![(*range, *attempt)];
-                }
+            Event::AttemptEnded { range, attempt, report, .. } if world.live.contains(&(*range, *attempt)) => {
+                world.live.retain(|live| live.0 != *range);
+                world.failures.insert(*range, report.counters.charged_in_a_row);
+                world.stale = vec![(*range, *attempt)];
             }
             Event::BackoffOver { range, attempt } => world.waking.retain(|w| *w != (*range, *attempt)),
             Event::RangeClosed { range } => world.closing.retain(|closing| closing != range),
