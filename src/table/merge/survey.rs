@@ -14,6 +14,17 @@ pub(super) enum Step {
     Records { runs: Vec<(u64, u64)>, sort: bool },
 }
 
+impl Step {
+    /// The bytes it takes, as `[start, end)`.
+    pub(super) fn spans(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let (copied, runs) = match self {
+            Self::Copy(start, end) => (Some((*start, *end)), &[][..]),
+            Self::Records { runs, .. } => (None, &runs[..]),
+        };
+        copied.into_iter().chain(runs.iter().copied())
+    }
+}
+
 /// One segment, proven.
 pub(super) struct Survey<'a> {
     pub(super) source: usize,
