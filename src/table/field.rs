@@ -35,6 +35,26 @@ pub(crate) fn unquoted(raw: &[u8]) -> Cow<'_, [u8]> {
 /// An integer as pandas may have written it: quoted, `12.0`, surrounded by spaces. `raw` is the field as it
 /// stands in the file.
 pub(crate) fn integer(raw: &[u8]) -> Option<i64> {
+    let inner = match raw {
+        [b'"', inner @ .., b'"'] => inner,
+        plain => plain,
+    };
+    digits(inner).or_else(|| any_integer(raw))
+}
+
+/// Nearly every number there is, at a tenth of the cost of the general case.
+#[inline]
+fn digits(text: &[u8]) -> Option<i64> {
+    if text.is_empty() || text.len() > 18 {
+        return None;
+    }
+    text.iter().try_fold(0i64, |number, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        (digit <= 9).then(|| number * 10 + i64::from(digit))
+    })
+}
+
+fn any_integer(raw: &[u8]) -> Option<i64> {
     if raw.len() > MAX_NUMBER {
         return None;
     }

@@ -151,8 +151,8 @@ pub fn merge(
         report.header = Some(first.fields.clone());
     }
     let seen = std::thread::scope(|scope| {
-        // One survey ahead is enough to keep both threads busy.
-        let (done, surveys) = mpsc::sync_channel(1);
+        // One segment is surveyed while the one before it is written; more would only cost memory.
+        let (done, surveys) = mpsc::sync_channel(0);
         let (parts, tables) = (&parts, &tables);
         let scanner = scope.spawn(move || survey::survey_all(parts, tables, planned, &done));
         for survey in surveys {

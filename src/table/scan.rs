@@ -14,7 +14,7 @@ use crate::types::{IdRows, InputIndex};
 use crc32fast::Hasher;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::hash::{BuildHasherDefault, Hasher as _};
+use std::hash::BuildHasherDefault;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -140,18 +140,34 @@ struct Totals {
     ids: Vec<Found>,
     places: HashMap<i64, usize, BuildHasherDefault<IdHasher>>,
     last: usize,
+    /// By the low bits of an id, where it probably is in `ids`: cheaper than the map, and ids are mostly dense.
+    guesses: Vec<u32>,
 }
+
+const GUESSES: usize = 1 << 13;
 
 impl Totals {
     fn entry(&mut self, id: i64, start: u64) -> &mut Found {
         if self.ids.get(self.last).is_none_or(|found| found.id != id) {
-            let ids = &mut self.ids;
-            self.last = *self.places.entry(id).or_insert_with(|| {
-                ids.push(Found { id, rows: 0, start, end: start, bytes: 0, crc: 0 });
-                ids.len() - 1
-            });
+            let slot = id.cast_unsigned() as usize % GUESSES;
+            self.guesses.resize(GUESSES, 0);
+            let guess = self.guesses[slot] as usize;
+            if self.ids.get(guess).is_none_or(|found| found.id != id) {
+                self.last = self.place(id, start);
+                self.guesses[slot] = u32::try_from(self.last).unwrap_or(0);
+            } else {
+                self.last = guess;
+            }
         }
         &mut self.ids[self.last]
+    }
+
+    fn place(&mut self, id: i64, start: u64) -> usize {
+        let ids = &mut self.ids;
+        *self.places.entry(id).or_insert_with(|| {
+            ids.push(Found { id, rows: 0, start, end: start, bytes: 0, crc: 0 });
+            ids.len() - 1
+        })
     }
 
     /// Adds adjacent records of one id, `bytes` of them from `start` on.

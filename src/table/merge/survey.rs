@@ -14,6 +14,17 @@ pub(super) enum Step {
     Records { runs: Vec<(u64, u64)>, sort: bool },
 }
 
+impl Step {
+    /// The bytes it takes, as `[start, end)`.
+    pub(super) fn spans(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let (copied, runs) = match self {
+            Self::Copy(start, end) => (Some((*start, *end)), &[][..]),
+            Self::Records { runs, .. } => (None, &runs[..]),
+        };
+        copied.into_iter().chain(runs.iter().copied())
+    }
+}
+
 /// One segment, proven.
 pub(super) struct Survey<'a> {
     pub(super) source: usize,
@@ -95,6 +106,8 @@ struct Run {
     end: u64,
     /// Its tokens ascend, also from the run before if that has the same id.
     in_order: bool,
+    /// The run before it in the file has the same id.
+    follows: bool,
     /// Some record cannot be copied as it is.
     edit: bool,
 }
@@ -186,7 +199,7 @@ impl Walk<'_> {
             self.check_id(id, record.start)?;
         }
         let in_order = !same_id || self.last_token <= token;
-        self.runs.push(Run { id, start: record.start, end: record.end, in_order, edit });
+        self.runs.push(Run { id, start: record.start, end: record.end, in_order, follows: same_id, edit });
         self.last_token = token;
         Ok(())
     }
@@ -234,23 +247,24 @@ impl Walk<'_> {
 }
 
 /// Orders the runs; true if that changes the order of rows.
-fn steps(runs: Vec<Run>) -> (Vec<Step>, bool) {
-    let mut order: Vec<(usize, Run)> = runs.into_iter().enumerate().collect();
-    let mut sorted = !order.is_sorted_by_key(|(_, run)| run.id);
-    order.sort_by_key(|(_, run)| run.id);
+fn steps(mut runs: Vec<Run>) -> (Vec<Step>, bool) {
+    let mut sorted = !runs.is_sorted_by_key(|run| run.id);
+    if sorted {
+        runs.sort_by_key(|run| run.id);
+    }
     let mut steps: Vec<Step> = Vec::new();
-    for group in order.chunk_by(|left, right| left.1.id == right.1.id) {
-        let adjacent = group.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
-        let in_order = adjacent && group.iter().all(|(_, run)| run.in_order);
+    for group in runs.chunk_by(|left, right| left.id == right.id) {
+        // The order of two runs with others between them was never looked at.
+        let in_order = group[1..].iter().all(|run| run.follows) && group.iter().all(|run| run.in_order);
         if !in_order {
             sorted = true;
             steps.push(Step::Records {
-                runs: group.iter().map(|(_, run)| (run.start, run.end)).collect(),
+                runs: group.iter().map(|run| (run.start, run.end)).collect(),
                 sort: true,
             });
             continue;
         }
-        for (_, run) in group {
+        for run in group {
             match steps.last_mut() {
                 _ if run.edit => steps.push(Step::Records { runs: vec![(run.start, run.end)], sort: false }),
                 Some(Step::Copy(_, end)) if *end == run.start => *end = run.end,

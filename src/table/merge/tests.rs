@@ -99,8 +99,11 @@ fn merged(world: &World) -> Result<(Vec<u8>, MergeReport), MergeError> {
     Ok((out, report))
 }
 
-/// Parsed rows by way of the `csv` crate and a stable sort, and whether each was to be copied byte for byte.
-fn expected(world: &World) -> Vec<(i64, Token, Vec<Vec<u8>>, Vec<u8>)> {
+/// Id, token, fields and bytes.
+type Expected = (i64, Token, Vec<Vec<u8>>, Vec<u8>);
+
+/// Parsed rows by way of the `csv` crate and a stable sort.
+fn expected(world: &World) -> Vec<Expected> {
     let mut rows = Vec::new();
     for (source, bytes) in world.sources.iter().zip(&world.bytes) {
         for (start, end, fields) in oracle(bytes).into_iter().skip(1) {

@@ -9,6 +9,9 @@ pub(super) struct GaveUp;
 /// Without a record end in this many bytes, quotes are not what they seem.
 const MAX_CARRY: usize = 4 << 20;
 
+/// Ids in one block that make it a table in random order.
+const MANY_IDS: usize = 256;
+
 const THREADS: u64 = 2;
 
 /// How far one thread may run ahead of the other, so that results waiting for their turn stay few.
@@ -160,6 +163,7 @@ impl Merged {
 fn work(table: &Table<'_>, cursor: &Mutex<Cursor>, merged: &Merged, size: usize) {
     let mut buf = Vec::new();
     let mut found = Totals::default();
+    let mut size = size;
     loop {
         let taken = lock(cursor).take(table, &mut buf, size);
         let block = match taken {
@@ -179,6 +183,10 @@ fn work(table: &Table<'_>, cursor: &Mutex<Cursor>, merged: &Merged, size: usize)
         }
         if !merged.add(block.number, &found.ids) {
             return;
+        }
+        // Where every block holds many ids, merging costs as much as reading; larger blocks make it rare.
+        if found.ids.len() > MANY_IDS && size < MAX_CARRY {
+            size *= 4;
         }
     }
 }
@@ -222,14 +230,34 @@ fn plain_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals)
             run.rows > 0 && line.starts_with(last) && matches!(line.get(last.len()), None | Some(b','));
         if !same {
             run.close(start, bytes, offset, found);
-            last = &line[..memchr::memchr(b',', line).unwrap_or(line.len())];
-            run = Run { id: integer(last).ok_or(GaveUp)?, rows: 0, start };
+            let (id, len) = leading_id(line)?;
+            last = &line[..len];
+            run = Run { id, rows: 0, start };
         }
         run.rows += 1;
         start = newline + 1;
     }
     run.close(start, bytes, offset, found);
     Ok(())
+}
+
+/// The id that the field at the start of `line` holds, and the field's length.
+#[inline]
+fn leading_id(line: &[u8]) -> Result<(i64, usize), GaveUp> {
+    // A few digits are parsed faster than their end is found.
+    let mut id = 0;
+    for (len, byte) in line.iter().take(18).enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            if *byte == b',' && len > 0 {
+                return Ok((id, len));
+            }
+            break;
+        }
+        id = id * 10 + i64::from(digit);
+    }
+    let len = memchr::memchr(b',', line).unwrap_or(line.len());
+    Ok((integer(&line[..len]).ok_or(GaveUp)?, len))
 }
 
 /// Whole records by the exact rules, unless a quote shows that they may be none.

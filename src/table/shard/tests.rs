@@ -75,7 +75,7 @@ fn without_reason(mut facts: ShardFacts) -> ShardFacts {
     facts
 }
 
-/// About 4 KiB with everything that may stand in a field.
+/// About 1 KiB (there are four of them) with everything that may stand in a field.
 fn sample(header: &str, end: &str, row: impl Fn(i64, &str) -> String) -> Vec<u8> {
     let texts = [
         "plain",
@@ -91,11 +91,11 @@ fn sample(header: &str, end: &str, row: impl Fn(i64, &str) -> String) -> Vec<u8>
     ];
     let mut text = format!("{header}{end}");
     let mut n = 0usize;
-    while text.len() < 4000 {
+    while text.len() < 1024 {
         let id = [3, 3, 3, 10, 10, 11][n % 6] + 20 * (n as i64 / 6);
         text.push_str(&row(id, texts[n * 7 % 10]));
         text.push_str(end);
-        if n % 17 == 0 {
+        if n.is_multiple_of(17) {
             text.push_str(end);
         }
         n += 1;
