@@ -215,7 +215,10 @@ pub fn check_same_job(plan: &PlanFile, input: &InputIndex, config: &RunConfig) -
         .ids
         .iter()
         .filter(|old| {
-            input.ids.binary_search_by_key(&old.id, |new| new.id).is_ok_and(|at| input.ids[at].crc != old.crc)
+            input
+                .ids
+                .binary_search_by_key(&old.id, |new| new.id)
+                .is_ok_and(|at| input.ids[at].digest != old.digest)
         })
         .map(|old| old.id)
         .collect();

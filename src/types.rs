@@ -73,8 +73,8 @@ pub struct IdRows {
     pub rows: u64,
     /// Byte range `[start, end)` of its records in the input, where they are contiguous.
     pub span: Option<(u64, u64)>,
-    /// CRC-32 of its records' bytes in file order.
-    pub crc: u32,
+    /// Digest of its records in file order.
+    pub digest: u64,
 }
 
 /// One planned sample as the planner found it in the input file.

@@ -300,7 +300,9 @@ impl World {
             Event::LeaseGranted { range, .. } => {
                 world.asked.retain(|asked| asked != range);
             }
-            Event::AttemptEnded { range, attempt, report, .. } if world.live.contains(&(*range, *attempt)) => {
+            Event::AttemptEnded { range, attempt, report, .. }
+                if world.live.contains(&(*range, *attempt)) =>
+            {
                 world.live.retain(|live| live.0 != *range);
                 world.failures.insert(*range, report.counters.charged_in_a_row);
                 world.stale = vec![(*range, *attempt)];

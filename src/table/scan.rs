@@ -1,5 +1,5 @@
-//! One pass over the input: which data_ids there are, how many records each has, where they lie and a CRC of their
-//! bytes.
+//! One pass over the input: which data_ids there are, how many records each has, where they lie and a digest of
+//! their content.
 //!
 //! Two threads take blocks from one cursor. Where a block's last record ends is known only to somebody who knows
 //! whether its first byte is inside quotes; the cursor decides that by counting quotes, which is right unless a
@@ -11,7 +11,6 @@ use super::blocks::{BLOCK, for_blocks, line_of, read_full};
 use super::field::{LastId, integer, shown};
 use super::record::{ABSENT, Header, Record, Records, Wanted, whole};
 use crate::types::{IdRows, InputIndex};
-use crc32fast::Hasher;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::hash::BuildHasherDefault;
@@ -19,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// Why an input cannot be planned. Bytes count from 0, lines from 1.
 #[derive(Debug, Error)]
@@ -110,7 +110,40 @@ struct Found {
     end: u64,
     /// Length of its records together; `end - start` only if nothing else lies between.
     bytes: u64,
-    crc: u32,
+    digest: Digest,
+}
+
+/// What records hold, in their order: `d = d * FACTOR + xxh3(record)`, so that the digests of two stretches make the
+/// digest of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Digest(u64);
+
+impl Digest {
+    /// Any odd number spreads; this one is 2^64 over the golden ratio.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    #[inline]
+    fn push(&mut self, record: &[u8]) {
+        self.push_hash(xxh3_64(record));
+    }
+
+    #[inline]
+    fn push_hash(&mut self, hash: u64) {
+        self.0 = self.0.wrapping_mul(Self::FACTOR).wrapping_add(hash);
+    }
+
+    /// Adds the digest of the `records` that follow.
+    fn append(&mut self, next: Self, mut records: u64) {
+        let (mut power, mut square) = (1u64, Self::FACTOR);
+        while records > 0 {
+            if records & 1 == 1 {
+                power = power.wrapping_mul(square);
+            }
+            square = square.wrapping_mul(square);
+            records >>= 1;
+        }
+        self.0 = self.0.wrapping_mul(power).wrapping_add(next.0);
+    }
 }
 
 /// Spreads ids, which are mostly consecutive; the standard hasher costs more than the rest of a record.
@@ -165,29 +198,25 @@ impl Totals {
     fn place(&mut self, id: i64, start: u64) -> usize {
         let ids = &mut self.ids;
         *self.places.entry(id).or_insert_with(|| {
-            ids.push(Found { id, rows: 0, start, end: start, bytes: 0, crc: 0 });
+            ids.push(Found { id, rows: 0, start, end: start, bytes: 0, digest: Digest::default() });
             ids.len() - 1
         })
     }
 
-    /// Adds adjacent records of one id, `bytes` of them from `start` on.
-    fn add_run(&mut self, id: i64, rows: u64, start: u64, bytes: &[u8]) {
+    /// Adds adjacent records of one id, which lie in `[start, end)`.
+    fn add_run(&mut self, id: i64, rows: u64, digest: Digest, (start, end): (u64, u64)) {
         let found = self.entry(id, start);
-        let mut crc = Hasher::new_with_initial(found.crc);
-        crc.update(bytes);
-        found.crc = crc.finalize();
+        found.digest.append(digest, rows);
         found.rows += rows;
-        found.bytes += bytes.len() as u64;
-        found.end = start + bytes.len() as u64;
+        found.bytes += end - start;
+        found.end = end;
     }
 
     /// Adds what was found in the stretch of the file that follows this one.
     fn append(&mut self, next: &[Found]) {
         for part in next {
             let found = self.entry(part.id, part.start);
-            let mut crc = Hasher::new_with_initial_len(found.crc, found.bytes);
-            crc.combine(&Hasher::new_with_initial_len(part.crc, part.bytes));
-            found.crc = crc.finalize();
+            found.digest.append(part.digest, part.rows);
             found.rows += part.rows;
             found.bytes += part.bytes;
             found.end = part.end;
@@ -208,7 +237,7 @@ impl Totals {
             id: found.id,
             rows: found.rows,
             span: (found.end - found.start == found.bytes).then_some((found.start, found.end)),
-            crc: found.crc,
+            digest: found.digest.0,
         });
         InputIndex { header, ids: ids.collect(), rows, bytes }
     }

@@ -17,26 +17,28 @@ impl From<io::Error> for Stop {
 pub(super) fn exact(table: &Table<'_>, mut totals: Totals, from: u64) -> Result<(Totals, u64), ScanError> {
     let mut last = LastId::default();
     let mut records = Records::new(from, table.wanted(), table.header.crlf);
-    // A record may lie in several blocks; its CRC is carried on from each to the next.
-    let mut open_crc = Hasher::new();
+    // A record may lie in several blocks; its hash is carried on from each to the next.
+    let mut open = Xxh3::new();
     let walked = for_blocks::<Stop>(table.file, (from, u64::MAX), |offset, block| {
         let fed = records.feed(block, |record| {
             let id = table.id_of(&record, &mut last)?;
             let end = (record.end - offset) as usize;
             if record.start >= offset {
-                totals.add_run(id, 1, record.start, &block[(record.start - offset) as usize..end]);
+                let mut digest = Digest::default();
+                digest.push(&block[(record.start - offset) as usize..end]);
+                totals.add_run(id, 1, digest, (record.start, record.end));
             } else {
-                open_crc.update(&block[..end]);
-                totals.append(&[found(id, &record, open_crc.clone().finalize())]);
+                open.update(&block[..end]);
+                totals.append(&[found(id, &record, &open)]);
             }
             Ok(())
         });
         fed.map_err(Stop::Bad)?;
         if let Some(rest) = records.rest() {
             if rest.start >= offset {
-                open_crc.reset();
+                open.reset();
             }
-            open_crc.update(&block[(rest.start.max(offset) - offset) as usize..]);
+            open.update(&block[(rest.start.max(offset) - offset) as usize..]);
         }
         Ok(true)
     });
@@ -47,13 +49,15 @@ pub(super) fn exact(table: &Table<'_>, mut totals: Totals, from: u64) -> Result<
     if let Some(rest) = records.rest() {
         table.check_rest(&rest)?;
         let id = table.id_of(&rest, &mut last)?;
-        totals.append(&[found(id, &rest, open_crc.finalize())]);
+        totals.append(&[found(id, &rest, &open)]);
     }
     Ok((totals, bytes))
 }
 
-fn found(id: i64, record: &Record<'_>, crc: u32) -> Found {
-    Found { id, rows: 1, start: record.start, end: record.end, bytes: record.end - record.start, crc }
+fn found(id: i64, record: &Record<'_>, hash: &Xxh3) -> Found {
+    let mut digest = Digest::default();
+    digest.push_hash(hash.digest());
+    Found { id, rows: 1, start: record.start, end: record.end, bytes: record.end - record.start, digest }
 }
 
 impl Table<'_> {

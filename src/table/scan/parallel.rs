@@ -196,12 +196,24 @@ struct Run {
     id: i64,
     rows: u64,
     start: usize,
+    digest: Digest,
 }
 
 impl Run {
-    fn close(&mut self, end: usize, bytes: &[u8], offset: u64, found: &mut Totals) {
+    fn new(id: i64, start: usize) -> Self {
+        Self { id, rows: 0, start, digest: Digest::default() }
+    }
+
+    #[inline]
+    fn add(&mut self, record: &[u8]) {
+        self.rows += 1;
+        self.digest.push(record);
+    }
+
+    fn close(&mut self, end: usize, offset: u64, found: &mut Totals) {
         if self.rows > 0 {
-            found.add_run(self.id, self.rows, offset + self.start as u64, &bytes[self.start..end]);
+            let place = (offset + self.start as u64, offset + end as u64);
+            found.add_run(self.id, self.rows, self.digest, place);
             self.rows = 0;
         }
     }
@@ -210,7 +222,7 @@ impl Run {
 /// Whole records without a quote among them: every newline ends a record, every comma a field.
 fn plain_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals) -> Result<(), GaveUp> {
     let crlf = table.header.crlf;
-    let mut run = Run { id: 0, rows: 0, start: 0 };
+    let mut run = Run::new(0, 0);
     let mut last: &[u8] = b"";
     let mut start = 0;
     for newline in memchr::memchr_iter(b'\n', bytes) {
@@ -219,7 +231,7 @@ fn plain_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals)
             line = text;
         }
         if line.is_empty() {
-            run.close(start, bytes, offset, found);
+            run.close(start, offset, found);
             start = newline + 1;
             continue;
         }
@@ -229,15 +241,15 @@ fn plain_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals)
         let same =
             run.rows > 0 && line.starts_with(last) && matches!(line.get(last.len()), None | Some(b','));
         if !same {
-            run.close(start, bytes, offset, found);
+            run.close(start, offset, found);
             let (id, len) = leading_id(line)?;
             last = &line[..len];
-            run = Run { id, rows: 0, start };
+            run = Run::new(id, start);
         }
-        run.rows += 1;
+        run.add(&bytes[start..=newline]);
         start = newline + 1;
     }
-    run.close(start, bytes, offset, found);
+    run.close(start, offset, found);
     Ok(())
 }
 
@@ -262,7 +274,7 @@ fn leading_id(line: &[u8]) -> Result<(i64, usize), GaveUp> {
 
 /// Whole records by the exact rules, unless a quote shows that they may be none.
 fn quoted_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals) -> Result<(), GaveUp> {
-    let mut run = Run { id: 0, rows: 0, start: 0 };
+    let mut run = Run::new(0, 0);
     let mut last = LastId::default();
     let mut start = 0;
     while start < bytes.len() {
@@ -271,20 +283,20 @@ fn quoted_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals
             return Err(GaveUp);
         }
         if record.is_blank() {
-            run.close(start, bytes, offset, found);
+            run.close(start, offset, found);
         } else {
             if record.fields <= table.column {
                 return Err(GaveUp);
             }
             let id = last.read(&bytes[record.id.0..record.id.1]).ok_or(GaveUp)?;
             if run.rows == 0 || id != run.id {
-                run.close(start, bytes, offset, found);
-                run = Run { id, rows: 0, start };
+                run.close(start, offset, found);
+                run = Run::new(id, start);
             }
-            run.rows += 1;
+            run.add(&bytes[start..record.end]);
         }
         start = record.end;
     }
-    run.close(start, bytes, offset, found);
+    run.close(start, offset, found);
     Ok(())
 }
