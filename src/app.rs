@@ -56,7 +56,12 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, Failure> {
     let prepared = prepare(config)?;
     if let Some(summary) = already_merged(&prepared) {
         tracing::info!("Every range is complete and the merged file is as it was written; nothing to do");
-        print!("{}", summary::of_run(&prepared.folder.layout, &summary, &prepared.states, began.elapsed()));
+        summary::print(&summary::of_run(
+            &prepared.folder.layout,
+            &summary,
+            &prepared.states,
+            began.elapsed(),
+        ));
         return Ok(ExitCode::Done);
     }
     let end = supervise(config, &prepared)?;
@@ -67,8 +72,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, Failure> {
 fn prepare(config: &RunConfig) -> Result<Prepared, Failure> {
     let input = preflight::scan(config)?;
     let scheduler_id = format!("{:016x}", rand::random::<u64>());
+    let machine = preflight::gpus(config)?;
     let (folder, mastery) = preflight::take_folder(&config.output_path, &scheduler_id)?;
-    let machine = preflight::gpus(config, &folder.layout.out)?;
     let old = preflight::read_plan(&folder.layout)?;
     if let Some(plan) = &old {
         preflight::check_same_job(plan, &input, config)?;
@@ -132,7 +137,9 @@ fn supervise(config: &RunConfig, prepared: &Prepared) -> Result<RunEnd, Failure>
             Failure::refused(format!("cannot start the thread that shows workers' output: {error}"))
         })?,
     };
-    let ended = actix::System::new().block_on(async {
+    // Never dropped: that would wait for a merge that a stop has just called off.
+    let system = std::mem::ManuallyDrop::new(actix::System::new());
+    let ended = system.block_on(async {
         let (done, ended) = oneshot::channel();
         let supervisor = start_actors(config, prepared, console.clone(), done);
         let stop: Recipient<StopRequested> = supervisor.recipient();
@@ -225,6 +232,7 @@ fn brief(state: &RangeState, left: &BTreeMap<RangeId, u64>) -> Brief {
         range,
         rows_left: left.get(&range).copied().unwrap_or(0),
         complete: state.status == RangeStatus::Complete,
+        accepted: state.counters.highest_accepted.is_some() || !state.pieces.is_empty(),
         attempts: state.attempts,
     }
 }
@@ -269,7 +277,7 @@ fn conclude(
         states.iter().filter(|state| prepared.ranges.contains(&state.range())).cloned().collect();
     match (end.ending, end.merge) {
         (Ending::Merged, Some(Ok(merged))) => {
-            print!("{}", summary::of_run(layout, &merged, &planned, elapsed));
+            summary::print(&summary::of_run(layout, &merged, &planned, elapsed));
             Ok(if merged.complete { ExitCode::Done } else { ExitCode::Incomplete })
         }
         (Ending::Merged, Some(Err(error))) => Err(merge_failure(&error)),
@@ -277,7 +285,7 @@ fn conclude(
             Err(Failure::new(ExitCode::MergeFailed, "the merge ended without a result"))
         }
         (Ending::Stopped(cause), _) => {
-            print!("{}", summary::of_stop(layout, &planned, elapsed));
+            summary::print(&summary::of_stop(layout, &planned, elapsed));
             Ok(match cause {
                 StopCause::Interrupt => ExitCode::Interrupted,
                 StopCause::Terminate => ExitCode::Terminated,
@@ -320,7 +328,7 @@ pub fn merge(out: &Path) -> Result<ExitCode, Failure> {
         .map_err(|error| merge_failure(&error))?;
     let mut states = folder.store.load_all()?;
     states.retain(|state| plan.ranges.contains(&state.range()));
-    print!("{}", summary::of_run(&folder.layout, &merged, &states, began.elapsed()));
+    summary::print(&summary::of_run(&folder.layout, &merged, &states, began.elapsed()));
     Ok(if merged.complete { ExitCode::Done } else { ExitCode::Incomplete })
 }
 

@@ -3,7 +3,11 @@
 
 use auto_scheduler::cli::{self, Command, OutputArgs};
 use auto_scheduler::error::{ExitCode, Failure};
-use auto_scheduler::{app, config, shim, status};
+use auto_scheduler::{app, config, shim, status, summary};
+use std::io::Write;
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 fn main() {
     let mut args = std::env::args();
@@ -26,7 +30,8 @@ fn scheduler() -> ExitCode {
         }
     };
     obey(cli.command).unwrap_or_else(|failure| {
-        eprintln!("{failure}");
+        // Somebody may have closed our standard error days ago.
+        let _ = writeln!(std::io::stderr(), "{failure}");
         failure.code
     })
 }
@@ -34,53 +39,62 @@ fn scheduler() -> ExitCode {
 fn obey(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(args) => {
-            start_logs(&args.output);
+            let _logs = start_logs(&args.output);
             app::run(&config::run_config(&args)?)
         }
         Command::Plan(args) => {
-            start_logs(&args.output);
-            print!("{}", status::plan(&config::run_config(&args)?)?);
+            let _logs = start_logs(&args.output);
+            summary::print(&status::plan(&config::run_config(&args)?)?);
             Ok(ExitCode::Done)
         }
         Command::Status(args) => {
             let report = status::read(&args.out)?;
-            if args.json {
-                print_json(&report)
-            } else {
-                print!("{}", status::table(&report))
-            }
+            summary::print(&if args.json { json(&report) } else { status::table(&report) });
             Ok(ExitCode::Done)
         }
         Command::Gpus(args) => {
             let gpus = status::gpus(&config::gpu_config(&args.gpu)?)?;
-            if args.json {
-                print_json(&gpus)
-            } else {
-                print!("{}", status::gpu_table(&gpus))
-            }
+            summary::print(&if args.json { json(&gpus) } else { status::gpu_table(&gpus) });
             Ok(ExitCode::Done)
         }
         Command::Merge(args) => app::merge(&args.out),
     }
 }
 
-fn print_json(document: &impl serde::Serialize) {
-    println!("{}", serde_json::to_string_pretty(document).unwrap_or_default());
+fn json(document: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(document).unwrap_or_default() + "\n"
 }
 
-/// Logs go to standard error; AUTO_SCHEDULER_LOG overrides the level.
-fn start_logs(output: &OutputArgs) {
+/// Seconds are enough for a run of days.
+struct Seconds;
+
+impl FormatTime for Seconds {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        write!(writer, "{}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ"))
+    }
+}
+
+/// Logs go to standard error, by a thread of their own: a terminal that stands still must not stop the run. The level
+/// can be set in AUTO_SCHEDULER_LOG. What is still unwritten is written when the guard is dropped.
+fn start_logs(output: &OutputArgs) -> WorkerGuard {
     use std::io::IsTerminal;
     let level = if output.verbose { "auto_scheduler=debug" } else { "auto_scheduler=info" };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("AUTO_SCHEDULER_LOG").unwrap_or_else(|_| level.into());
     let color =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let logs =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_timer(Seconds)
+        .with_target(false)
+        // Its complaint about a closed standard error would go there, and panic.
+        .log_internal_errors(false);
     if output.log_format == "json" {
         logs.json().init();
     } else {
         logs.with_ansi(color).init();
     }
+    guard
 }

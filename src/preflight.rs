@@ -75,11 +75,13 @@ pub fn scan(config: &RunConfig) -> Result<InputIndex, Failure> {
 }
 
 /// Opens the GPUs and refuses groups that this machine can never form.
-pub fn gpus(config: &RunConfig, out: &Path) -> Result<Machine, Failure> {
+pub fn gpus(config: &RunConfig) -> Result<Machine, Failure> {
     let simulate = "without GPUs to lease, --gpus sim:8 simulates them and --gpus 0,1 takes a list as given";
-    let machine =
-        machine::open(&config.gpu.selection, config.gpu.policy.clone(), config.gpu.lock_dir.as_deref(), out)
-            .map_err(|error| Failure::refused(error).hint(simulate))?;
+    let out =
+        std::path::absolute(&config.output_path).map_err(io_error("find", Path::new(&config.output_path)))?;
+    let (lock_dir, policy) = (config.gpu.lock_dir.as_deref(), config.gpu.policy.clone());
+    let machine = machine::open(&config.gpu.selection, policy, lock_dir, &out)
+        .map_err(|error| Failure::refused(error).hint(simulate))?;
     let (usable, group) =
         (pool::capacity(&machine.seen, &machine.policy), machine.policy.group_size as usize);
     if usable < group {
@@ -172,16 +174,10 @@ fn refuse_foreign_results(layout: &Layout) -> Result<(), Failure> {
 /// Ends workers that a dead scheduler left running and judges every attempt that was not judged yet. Nothing runs
 /// below this folder afterwards that the coming run does not know.
 pub fn recover(folder: &Folder, ids: &[i64], grace: Duration) -> Result<(), Failure> {
-    for state in folder.store.load_all()? {
+    let states = folder.store.load_all()?;
+    end_leftovers(folder, &states, grace)?;
+    for state in states {
         let range = state.range();
-        if locks::is_held(&folder.layout.range_lock(range))
-            .map_err(io_error("probe the lock of", &folder.layout.out))?
-        {
-            tracing::warn!(%range, "ending a worker that an earlier scheduler left running");
-            folder.sweeper.end_holder(range, grace).map_err(|error| {
-                Failure::refused(error).hint("end that process by hand, then give the same command again")
-            })?;
-        }
         if state.open.is_some() || state.status == RangeStatus::Running {
             let (state, failure) = settle::settle(folder.world(), state, ids, false)?;
             let rows = state.accepted_rows();
@@ -192,6 +188,29 @@ pub fn recover(folder: &Folder, ids: &[i64], grace: Duration) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// Ends every worker that still holds a range, all at the same time.
+fn end_leftovers(folder: &Folder, states: &[RangeState], grace: Duration) -> Result<(), Failure> {
+    let mut held = Vec::new();
+    for range in states.iter().map(RangeState::range) {
+        let lock = folder.layout.range_lock(range);
+        if locks::is_held(&lock).map_err(io_error("probe", &lock))? {
+            tracing::warn!(%range, "ending a worker that an earlier scheduler left running");
+            held.push(range);
+        }
+    }
+    std::thread::scope(|scope| {
+        let end = |range: RangeId| scope.spawn(move || folder.sweeper.end_holder(range, grace));
+        let enders: Vec<_> = held.into_iter().map(end).collect();
+        for ender in enders {
+            let ended = ender.join().unwrap_or_else(|_| Err("ending a worker panicked".into()));
+            ended.map_err(|error| {
+                Failure::refused(error).hint("end that process by hand, then give the same command again")
+            })?;
+        }
+        Ok(())
+    })
 }
 
 /// Ids of the plan on disk, or of the input where there is no plan yet.

@@ -209,7 +209,7 @@ pub fn plan(config: &RunConfig) -> Result<String, Failure> {
     if out.join("plan.json").exists() {
         text.push_str("the output folder already holds a run, which goes on where it stands: see `auto-scheduler status`\n");
     }
-    match preflight::gpus(config, out) {
+    match preflight::gpus(config) {
         Ok(machine) => text.push_str(&groups(&machine, config.policy.max_parallel)),
         Err(failure) => {
             let _ = writeln!(text, "run would be refused: {failure}");

@@ -6,6 +6,12 @@ use crate::types::state::{MergeSummary, RangeState, RangeStatus};
 use std::fmt::Write;
 use std::time::Duration;
 
+/// Prints to standard output. A reader that has left (`| head`) is no reason to fail a run that is over.
+pub fn print(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 /// Digits in groups of three.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();

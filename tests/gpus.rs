@@ -47,7 +47,16 @@ impl Machine {
         let (input, out) = (self.0.text_path("input.csv"), self.0.text_path("out"));
         let locks = self.0.text_path("gpu-locks");
         let mut command = self.command();
-        command.args(["--input-path", &input, "--output-path", &out, "--num-workers", "2", "--worker", worker]);
+        command.args([
+            "--input-path",
+            &input,
+            "--output-path",
+            &out,
+            "--num-workers",
+            "2",
+            "--worker",
+            worker,
+        ]);
         command.args(["--lock-dir", &locks, "--start-stagger", "0"]).args(more);
         self.0.spawn(command)
     }
@@ -96,7 +105,10 @@ fn ranges_wait_for_gpus_and_take_them_once_they_are_free() {
     run.wait().code(0);
     machine.0.assert_merged();
     let env = machine.0.log("0_2", 1);
-    assert!(env.contains("CUDA_VISIBLE_DEVICES=0,1") && env.contains("CUDA_DEVICE_ORDER=PCI_BUS_ID"), "{env}");
+    assert!(
+        env.contains("CUDA_VISIBLE_DEVICES=0,1") && env.contains("CUDA_DEVICE_ORDER=PCI_BUS_ID"),
+        "{env}"
+    );
     assert!(env.contains("AUTO_SCHEDULER_GPU_UUIDS=GPU-1,GPU-0"), "{env}");
 }
 
@@ -147,7 +159,14 @@ fn an_inherited_cuda_visible_devices_narrows_what_is_leased() {
     let (input, out) = (machine.0.text_path("input.csv"), machine.0.text_path("out"));
     let mut command = machine.command();
     command.env("CUDA_VISIBLE_DEVICES", "1,3").args(["--input-path", &input, "--output-path", &out]);
-    command.args(["--num-workers", "1", "--lock-dir", &locks, "--worker", &machine.0.scripted("--print-env")]);
+    command.args([
+        "--num-workers",
+        "1",
+        "--lock-dir",
+        &locks,
+        "--worker",
+        &machine.0.scripted("--print-env"),
+    ]);
     machine.0.spawn(command).wait().code(0);
     assert!(machine.0.log("0_4", 1).contains("CUDA_VISIBLE_DEVICES=1,3"), "{}", machine.0.log("0_4", 1));
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
+const PROGRESS_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 const IDLE_BEFORE_SAYING_SO: Duration = Duration::from_secs(3);
 /// `live.json` follows what happens within this time.
 const WRITE_AFTER: Duration = Duration::from_millis(300);
@@ -42,6 +43,7 @@ pub struct MonitorActor {
     running: usize,
     restarts: usize,
     began: Instant,
+    said_progress: Option<Instant>,
 }
 
 impl MonitorActor {
@@ -68,6 +70,7 @@ impl MonitorActor {
             running: 0,
             restarts: 0,
             began: Instant::now(),
+            said_progress: None,
         }
     }
 
@@ -93,7 +96,8 @@ impl MonitorActor {
         }
     }
 
-    fn progress(&self) {
+    fn progress(&mut self) {
+        self.said_progress = Some(Instant::now());
         let left: u64 = self.rows_left.values().sum();
         let done = self.rows_total - left;
         let elapsed = self.began.elapsed();
@@ -114,17 +118,17 @@ impl MonitorActor {
             elapsed.as_secs_f64(),
         );
     }
+}
 
-    fn print_command(&self, msg: &AttemptStarted) {
-        let rule = "=".repeat(80);
-        let gpus: Vec<String> = msg.lease.gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
-        let lines = shell_line(&msg.command).join(" \\\n    ");
-        let (low, high) = (msg.range.low, msg.range.high);
-        eprintln!(
-            "{rule}\nWorker Command for range [{low}, {high}):\nCUDA_VISIBLE_DEVICES={} \\\n{lines}\n{rule}",
-            gpus.join(",")
-        );
-    }
+/// The command as a person can copy it, between two rules.
+fn command_block(msg: &AttemptStarted) -> String {
+    let rule = "=".repeat(80);
+    let gpus: Vec<String> = msg.lease.gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
+    let lines = shell_line(&msg.command).join(" \\\n    ");
+    let (low, high, gpus) = (msg.range.low, msg.range.high, gpus.join(","));
+    format!(
+        "\n{rule}\nWorker Command for range [{low}, {high}):\nCUDA_VISIBLE_DEVICES={gpus} \\\n{lines}\n{rule}"
+    )
 }
 
 /// Minutes and hours as people say them.
@@ -179,10 +183,8 @@ impl Handler<AttemptStarted> for MonitorActor {
         let gpus: Vec<u32> = msg.lease.gpus.iter().map(|gpu| gpu.ordinal).collect();
         let (low, high) = (msg.range.low, msg.range.high);
         let attempt = if msg.attempt.0 > 1 { format!(" (attempt {})", msg.attempt) } else { String::new() };
-        tracing::info!("Starting worker for range [{low}, {high}) on GPUs {gpus:?}{attempt}");
-        if self.show_commands {
-            self.print_command(&msg);
-        }
+        let command = if self.show_commands { command_block(&msg) } else { String::new() };
+        tracing::info!("Starting worker for range [{low}, {high}) on GPUs {gpus:?}{attempt}{command}");
         self.waits_for(msg.range, None, ctx);
     }
 }
@@ -221,6 +223,9 @@ impl Handler<RangeEnded> for MonitorActor {
             }
         }
         self.waits_for(msg.range, None, ctx);
-        self.progress();
+        let last = self.complete + self.given_up == self.total;
+        if last || self.said_progress.is_none_or(|at| at.elapsed() >= PROGRESS_AT_MOST_EVERY) {
+            self.progress();
+        }
     }
 }

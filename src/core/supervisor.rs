@@ -23,6 +23,8 @@ pub struct Brief {
     /// Input rows of the ids that are left: longest first.
     pub rows_left: u64,
     pub complete: bool,
+    /// Some id of it was accepted in this or an earlier run.
+    pub accepted: bool,
     pub attempts: Attempt,
 }
 
@@ -228,8 +230,8 @@ impl Supervisor {
     fn begin(&mut self, briefs: Vec<Brief>, actions: &mut Vec<Action>) {
         for brief in briefs {
             let phase = if brief.complete { Phase::Ended(End::Complete) } else { Phase::Ready };
+            self.ever_accepted |= brief.accepted;
             if brief.complete {
-                self.ever_accepted = true;
                 actions.push(Action::RangeEnded { range: brief.range, end: End::Complete });
             }
             self.slots

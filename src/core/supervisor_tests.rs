@@ -15,7 +15,7 @@ fn range(n: i64) -> RangeId {
 }
 
 fn brief(n: i64, rows_left: u64) -> Brief {
-    Brief { range: range(n), rows_left, complete: false, attempts: Attempt(0) }
+    Brief { range: range(n), rows_left, complete: false, accepted: false, attempts: Attempt(0) }
 }
 
 fn lease(n: u64) -> Lease {

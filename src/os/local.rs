@@ -140,10 +140,11 @@ impl LocalSweeper {
             let shim =
                 holder.and_then(|h| process::info(h.pid as i32).filter(|p| p.start_ticks == h.start_ticks));
             if waited >= grace * asked && asked < 2 {
+                // A shim that has the lock but has not yet said who it is gets its turn in the next round.
                 if let Some(shim) = shim {
                     process::signal(shim, Signal::TERM);
+                    asked += 1;
                 }
-                asked += 1;
             }
             if waited > grace + Duration::from_secs(30) {
                 return Err(format!("range {range} stays held; its lock is {}", lock.display()));

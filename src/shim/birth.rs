@@ -79,7 +79,7 @@ fn prepare(layout: &Layout, spec: &ShimSpec, mut range: FileLock) -> Result<(Hel
             Err(error) => return Err(trouble("lock", path, error)),
         }
     }
-    let tmp = std::env::temp_dir();
+    let tmp = short_temp_dir();
     let tmpdir = tempfile::Builder::new()
         .prefix("as-")
         .tempdir_in(&tmp)
@@ -96,6 +96,13 @@ fn prepare(layout: &Layout, spec: &ShimSpec, mut range: FileLock) -> Result<(Hel
     let path = layout.at(Layout::log(spec.range, spec.attempt));
     let log = CappedLog::create(&path, spec.log_cap).map_err(|error| trouble("create", &path, error))?;
     Ok((Held { _range: range, _gpus: gpus, tmpdir }, log))
+}
+
+/// Engines put sockets below TMPDIR, and a socket's path ends at 108 bytes (unix(7)).
+fn short_temp_dir() -> std::path::PathBuf {
+    let usual = std::env::temp_dir();
+    let short = Path::new("/tmp");
+    if usual.as_os_str().len() > 50 && short.is_dir() { short.to_path_buf() } else { usual }
 }
 
 fn supervise(
