@@ -5,8 +5,6 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
 
-const SUBCOMMANDS: [&str; 6] = ["run", "plan", "status", "gpus", "merge", "help"];
-
 #[derive(Debug, Parser)]
 #[command(
     name = "auto-scheduler",
@@ -96,7 +94,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub output: OutputArgs,
     /// Appended to every worker's command line
-    #[arg(last = true, value_name = "ARGS")]
+    #[arg(last = true, value_name = "ARGS", help_heading = "Job")]
     pub extra: Vec<String>,
 }
 
@@ -132,32 +130,46 @@ pub struct ModelArgs {
     /// Data parallel size
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub dp_size: u64,
+    /// Samples with more rows are skipped by the worker
     #[arg(long, default_value_t = 32768, value_name = "N", allow_negative_numbers = true)]
     pub max_tokens: i64,
+    /// Most tokens of one continuation
     #[arg(long, default_value_t = 8192, value_name = "N", allow_negative_numbers = true)]
     pub max_new_tokens: i64,
+    /// Share of GPU memory for generation
     #[arg(long, default_value_t = 0.9, value_name = "F", allow_negative_numbers = true)]
     pub gen_mem_fraction: f64,
+    /// Share of GPU memory for verification
     #[arg(long, default_value_t = 0.3, value_name = "F", allow_negative_numbers = true)]
     pub verify_mem_fraction: f64,
+    /// Sentences to go on for after the current one; -1: to the end
     #[arg(long, default_value_t = 1, value_name = "N", allow_negative_numbers = true)]
     pub num_continuation: i64,
+    /// Sentences of context before the current one; -1: all as one text
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     pub previous_context: i64,
+    /// Sentences of common context before those; -1: all
     #[arg(long, default_value_t = -1, value_name = "N", allow_negative_numbers = true)]
     pub common_previous_context: i64,
+    /// Continuations per mismatch
     #[arg(long, default_value_t = 1, value_name = "N", allow_negative_numbers = true)]
     pub num_samples: i64,
+    /// Sampling temperature; 0: greedy
     #[arg(long, default_value_t = 0.0, value_name = "F", allow_negative_numbers = true)]
     pub temperature: f64,
+    /// Nucleus sampling threshold
     #[arg(long, default_value_t = 1.0, value_name = "F", allow_negative_numbers = true)]
     pub top_p: f64,
+    /// Tokens to sample from; -1: all
     #[arg(long, default_value_t = -1, value_name = "N", allow_negative_numbers = true)]
     pub top_k: i64,
+    /// Requests the worker sends at a time
     #[arg(long, default_value_t = 32, value_name = "N", allow_negative_numbers = true)]
     pub batch_size: i64,
+    /// Do not mark the diverging token with <<>>
     #[arg(long)]
     pub skip_stress_divergent_token: bool,
+    /// Make the worker print what it generates
     #[arg(long)]
     pub is_print: bool,
 }
@@ -220,7 +232,7 @@ fn normalized(args: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut args: Vec<String> = args.into_iter().collect();
     let first = args.get(1).map(String::as_str).unwrap_or("--help");
     let own = ["-h", "--help", "-V", "--version"];
-    if args.len() > 1 && !SUBCOMMANDS.contains(&first) && !own.contains(&first) {
+    if args.len() > 1 && first.starts_with('-') && !own.contains(&first) {
         args.insert(1, "run".into());
     }
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
