@@ -6,6 +6,7 @@ use crate::actors::monitor::MonitorActor;
 use crate::actors::supervisor::{Orders, RangeOrders, RunEnd, SupervisorActor};
 use crate::actors::worker::{Peers, Shared, WorkerActor};
 use crate::config::RunConfig;
+use crate::core::plan;
 use crate::core::supervisor::{Brief, Ending, StopCause};
 use crate::core::worker::rows_left;
 use crate::error::{ExitCode, Failure};
@@ -89,7 +90,7 @@ fn prepare(config: &RunConfig) -> Result<Prepared, Failure> {
 
 fn log_plan(input: &InputIndex, states: &[RangeState], machine: &Machine) {
     for state in states {
-        let samples = input.ids.iter().filter(|sample| state.range().contains(sample.id)).count();
+        let samples = plan::samples_of(&input.ids, state.range()).len();
         tracing::info!("Task range: data_id [{}, {}) ({samples} samples)", state.low, state.high);
     }
     let ordinals: Vec<u32> = machine.seen.gpus.iter().map(|gpu| gpu.ordinal).collect();

@@ -5,7 +5,7 @@ use crate::config::RunConfig;
 use crate::core::plan;
 use crate::core::pool;
 use crate::error::Failure;
-use crate::os::files::{io_error, read_json, write_json};
+use crate::os::files::{io_error, read_json, write_json_compact};
 use crate::os::local::LocalSweeper;
 use crate::os::locks::{self, FileLock};
 use crate::os::machine::{self, Machine};
@@ -63,6 +63,11 @@ pub fn scan(config: &RunConfig) -> Result<InputIndex, Failure> {
         Failure::from_error(crate::error::ExitCode::Refused, &error).hint("see --input-path")
     })?;
     if let (Some(first), Some(last)) = (index.ids.first(), index.ids.last()) {
+        if last.id == i64::MAX {
+            let message =
+                format!("{}: data_id {} leaves no room for the end of its range", config.input_path, last.id);
+            return Err(Failure::refused(message).hint("use smaller ids"));
+        }
         tracing::info!(
             "Found {} unique data samples (IDs: {} to {}) in {} rows",
             index.ids.len(),
@@ -302,7 +307,7 @@ pub fn cut(
         folder.store.save(&RangeState::new(*range))?;
     }
     let ranges = cut.ranges();
-    write_json(
+    write_json_compact(
         &folder.layout.plan(),
         &PlanFile {
             version: VERSION,

@@ -199,9 +199,8 @@ pub fn plan(config: &RunConfig) -> Result<String, Failure> {
     let mut rows = vec![["RANGE", "SAMPLES", "ROWS"].map(str::to_owned)];
     let ranges = plan::split(&ids, config.num_workers as usize);
     for range in &ranges {
-        let own = plan::ids_of(&ids, *range);
-        let from = ids.partition_point(|id| *id < range.low);
-        let count: u64 = input.ids[from..from + own.len()].iter().map(|sample| sample.rows).sum();
+        let own = plan::samples_of(&input.ids, *range);
+        let count: u64 = own.iter().map(|sample| sample.rows).sum();
         rows.push([format!("[{}, {})", range.low, range.high), grouped(own.len() as u64), grouped(count)]);
     }
     text.push_str(&columns(&rows));

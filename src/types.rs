@@ -67,6 +67,7 @@ pub struct LeaseId(pub u64);
 
 /// One planned sample: how much of the input it is and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "IdRowsOnDisk", into = "IdRowsOnDisk")]
 pub struct IdRows {
     pub id: i64,
     /// Input records carrying this id.
@@ -75,6 +76,21 @@ pub struct IdRows {
     pub span: Option<(u64, u64)>,
     /// Digest of its records in file order.
     pub digest: u64,
+}
+
+/// `[id, rows, [start, end] or null, digest]`: plans may hold a million of these.
+type IdRowsOnDisk = (i64, u64, Option<(u64, u64)>, u64);
+
+impl From<IdRowsOnDisk> for IdRows {
+    fn from((id, rows, span, digest): IdRowsOnDisk) -> Self {
+        Self { id, rows, span, digest }
+    }
+}
+
+impl From<IdRows> for IdRowsOnDisk {
+    fn from(sample: IdRows) -> Self {
+        (sample.id, sample.rows, sample.span, sample.digest)
+    }
 }
 
 /// One planned sample as the planner found it in the input file.

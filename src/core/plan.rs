@@ -1,7 +1,7 @@
 //! How the planned ids are cut into ranges, the first time and again when the number of workers changes.
 
 use crate::types::state::{RangeState, RangeStatus};
-use crate::types::{Piece, RangeId, Segment};
+use crate::types::{IdRows, Piece, RangeId, Segment};
 
 /// Cuts `ids` (ascending) into at most `count` ranges by index as the original does: each gets n/k ids, the first
 /// n%k one more, none is empty. Range i is `[its first id, its last id + 1)`.
@@ -25,6 +25,13 @@ pub fn ids_of(ids: &[i64], range: RangeId) -> &[i64] {
     let from = ids.partition_point(|id| *id < range.low);
     let to = ids.partition_point(|id| *id < range.high);
     &ids[from..to.max(from)]
+}
+
+/// The planned samples of one range.
+pub fn samples_of(samples: &[IdRows], range: RangeId) -> &[IdRows] {
+    let from = samples.partition_point(|sample| sample.id < range.low);
+    let to = samples.partition_point(|sample| sample.id < range.high);
+    &samples[from..to.max(from)]
 }
 
 /// The planned ids of the range that no piece accepts, ascending.

@@ -240,7 +240,8 @@ pub fn report(state: &RangeState, ids: &[IdRows], failure: Option<(FailureClass,
 
 /// Input rows of the ids that are not accepted yet.
 pub fn rows_left(state: &RangeState, ids: &[IdRows]) -> u64 {
-    ids.iter().filter(|i| state.range().contains(i.id) && !state.accepts(i.id)).map(|i| i.rows).sum()
+    let own = plan::samples_of(ids, state.range());
+    own.iter().filter(|sample| !state.accepts(sample.id)).map(|sample| sample.rows).sum()
 }
 
 /// True when every planned id of the range is accepted.

@@ -14,8 +14,16 @@ pub fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> S
 
 /// Replaces a JSON document; file and folder are on disk when this returns.
 pub fn write_json<T: Serialize>(path: &Path, document: &T) -> Result<(), StoreError> {
-    let text = serde_json::to_vec_pretty(document)
-        .map_err(|source| StoreError::Garbage { path: path.to_path_buf(), source })?;
+    write_text(path, serde_json::to_vec_pretty(document))
+}
+
+/// The same on one line, for documents that may hold a million entries.
+pub fn write_json_compact<T: Serialize>(path: &Path, document: &T) -> Result<(), StoreError> {
+    write_text(path, serde_json::to_vec(document))
+}
+
+fn write_text(path: &Path, text: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
+    let text = text.map_err(|source| StoreError::Garbage { path: path.to_path_buf(), source })?;
     write_durably(path, &text).map_err(io_error("write", path))
 }
 

@@ -159,6 +159,12 @@ impl Outputs for FolderOutputs {
             let stray = names.find(|n| n.starts_with("generation_results_data_") && n.ends_with("_real.csv"));
             return Ok(Findings { file: None, full_copy: false, stray_file: stray });
         };
+        // What is accepted must outlive a power cut, and workers do not all sync.
+        let synced = File::open(self.layout.at(&file))
+            .and_then(|f| f.sync_all())
+            .and_then(|()| sync_dir(&self.layout.at(&dir)))
+            .and_then(|()| sync_dir(&self.layout.at("attempts")));
+        synced.map_err(io_error("sync", &self.layout.at(&file)))?;
         let full = self.facts(&self.layout.at(dir.join(gap.full_result_file())))?;
         let full_copy = full.is_some_and(|full| {
             full.header.is_some() && full.tail.is_none() && (full.len, full.crc) == (facts.len, facts.crc)
@@ -179,7 +185,6 @@ impl Outputs for FolderOutputs {
             let facts = self.facts(if moved { &target } else { &source })?;
             if let Some(facts) = facts.filter(|facts| is_whole_file(piece, facts)) {
                 if !moved {
-                    File::open(&source).and_then(|f| f.sync_all()).map_err(io_error("sync", &source))?;
                     fs::rename(&source, &target).map_err(io_error("move", &source))?;
                     sync_dir(&self.layout.out).map_err(io_error("sync", &self.layout.out))?;
                 }
