@@ -235,6 +235,34 @@ fn every_readme_command_runs() {
     }
 }
 
+const POISONED: &str = "auto-scheduler --input_path examples/data/prediction_comparison.csv --output_path output/x \
+    --num_workers 4 --gpus sim:8 --quiet --max-failures 1 --worker 'python3 examples/scripted_worker.py --crash-at 40'";
+
+#[test]
+#[ignore = "the summary looks for missing ids among the accepted ones"]
+fn what_is_missing_is_listed() {
+    let copy = Copy::new().expect("a copy of the examples");
+    let said = copy.expect_status(POISONED, 4).expect("exit status 4");
+    assert!(!said.contains("60 of 60 accounted for"), "{said}");
+    let text = read(&copy.folder.join("output/x/merge_summary.json"));
+    let summary: serde_json::Value = serde_json::from_str(&text).expect("a document");
+    let missing = summary["given_up"][0]["missing_ids"].as_array().cloned().unwrap_or_default();
+    assert!(missing.iter().any(|id| id == 40), "{missing:?}");
+}
+
+#[test]
+#[ignore = "folders and locks are made before foreign results are looked for"]
+fn a_folder_of_the_old_program_is_left_as_it_was() {
+    let copy = Copy::new().expect("a copy of the examples");
+    let folder = copy.folder.join("output/x");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::write(folder.join("generation_results_data_0_to_8_real.csv"), "data_id\n1\n").expect("a file");
+    copy.expect_status(POISONED, 3).expect("refused");
+    let names: Vec<_> =
+        fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names, ["generation_results_data_0_to_8_real.csv"]);
+}
+
 #[test]
 fn the_set_up_is_two_commands() {
     let shown: Vec<String> = blocks(&readme()).iter().flat_map(|block| commands(&block.script)).collect();
