@@ -121,7 +121,8 @@ fn root() -> PathBuf {
 }
 
 fn read(name: &str) -> String {
-    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    let bytes = fs::read(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Every file below `folder`, as a path from the repository's root, build output and hidden folders left out.
