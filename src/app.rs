@@ -66,7 +66,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::Done);
     }
     let end = supervise(config, &prepared)?;
-    let states = prepared.folder.store.load_all()?;
+    let states = prepared.folder.store.load_all().map_err(|error| merge_failure(&error))?;
     conclude(&prepared, end, &states, began.elapsed())
 }
 
@@ -74,6 +74,10 @@ fn prepare(config: &RunConfig) -> Result<Prepared, Failure> {
     let input = preflight::scan(config)?;
     let scheduler_id = format!("{:016x}", rand::random::<u64>());
     let machine = preflight::gpus(config)?;
+    locks::make_lock_dir(&machine.lock_dir).map_err(|error| {
+        Failure::refused(format!("cannot create {}: {error}", machine.lock_dir.display()))
+            .hint("see --lock-dir")
+    })?;
     let (folder, mastery) = preflight::take_folder(&config.output_path, &scheduler_id)?;
     let old = preflight::read_plan(&folder.layout)?;
     if let Some(plan) = &old {
@@ -170,9 +174,8 @@ fn start_actors(
     let ids: Arc<Vec<i64>> = Arc::new(samples.iter().map(|sample| sample.id).collect());
     let left: BTreeMap<RangeId, u64> =
         prepared.states.iter().map(|state| (state.range(), rows_left(state, &samples))).collect();
-    let layout = &prepared.folder.layout;
     let monitor = MonitorActor::new(
-        layout.live(),
+        prepared.folder.store.clone(),
         prepared.scheduler_id.clone(),
         !config.quiet,
         left.clone(),
@@ -221,7 +224,8 @@ fn start_actors(
             cancel: pool.clone().recipient(),
             release: pool.recipient(),
             ranges: workers.collect(),
-            range_ended: vec![merge.recipient(), monitor.recipient()],
+            // The monitor first here as well.
+            range_ended: vec![monitor.recipient(), merge.recipient()],
         };
         SupervisorActor::new(config.policy.clone(), briefs, orders, done)
     })

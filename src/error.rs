@@ -116,7 +116,7 @@ impl From<crate::ports::StoreError> for Failure {
                 failure.hint("use the newer version, or another --output-path")
             }
             crate::ports::StoreError::Garbage { path, .. } => {
-                failure.hint(format!("move {} away; its range is then run again", path.display()))
+                failure.hint(format!("move {} away; what only it knew is then done again", path.display()))
             }
             _ => failure,
         }

@@ -3,6 +3,7 @@
 
 use auto_scheduler::cli::{self, Command, OutputArgs};
 use auto_scheduler::error::{ExitCode, Failure};
+use auto_scheduler::types::shim::{SHIM, TRAMPOLINE};
 use auto_scheduler::{app, config, shim, status, summary};
 use std::io::Write;
 use tracing_appender::non_blocking::WorkerGuard;
@@ -13,8 +14,8 @@ fn main() {
     let mut args = std::env::args();
     let role = args.by_ref().nth(1);
     let code = match role.as_deref() {
-        Some(shim::SHIM) => shim::run(),
-        Some(shim::TRAMPOLINE) => shim::trampoline(&args.collect::<Vec<_>>()),
+        Some(SHIM) => shim::run(),
+        Some(TRAMPOLINE) => shim::trampoline(&args.collect::<Vec<_>>()),
         _ => i32::from(scheduler().code()),
     };
     std::process::exit(code);

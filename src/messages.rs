@@ -52,6 +52,5 @@ messages! {
 
 // The world -> Supervisor
 messages! {
-    Begin {}
     StopRequested { cause: StopCause }
 }

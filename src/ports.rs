@@ -1,6 +1,6 @@
 //! What the actors need of the world. The real implementations live in `os`, the fakes in `tests/support`.
 
-use crate::types::state::{ExitRecord, MergeSummary, RangeState};
+use crate::types::state::{ExitRecord, Live, MergeSummary, RangeState};
 use crate::types::{Attempt, GpuSnapshot, Lease, Piece, RangeId, ShardFacts};
 use std::future::Future;
 use std::path::PathBuf;
@@ -44,6 +44,8 @@ pub trait StateStore: Send + Sync {
     /// Writes a range's state, holding the range's lock meanwhile.
     fn save(&self, state: &RangeState) -> Result<(), StoreError>;
     fn load_all(&self) -> Result<Vec<RangeState>, StoreError>;
+    /// Tells `status` what a live scheduler is doing. Readers never see half of it; it need not outlive a crash.
+    fn save_live(&self, live: &Live) -> Result<(), StoreError>;
     /// How the attempt ended; `None` if its shim left no record.
     fn exit_record(&self, range: RangeId, attempt: Attempt) -> Result<Option<ExitRecord>, StoreError>;
     /// Last line the worker printed, for people; `None` if no worker was ever started.

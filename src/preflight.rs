@@ -102,13 +102,13 @@ pub fn gpus(config: &RunConfig) -> Result<Machine, Failure> {
 /// Creates the folder and becomes its only scheduler.
 pub fn take_folder(out: &str, scheduler_id: &str) -> Result<(Folder, Mastery), Failure> {
     let path = PathBuf::from(out);
+    refuse_foreign_results(&Layout::new(&path))?;
     for dir in ["", "locks", "attempts", "logs"] {
         let dir = path.join(dir);
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
     }
     let folder = Folder::open(&path)?;
     let mastery = take_locks(&folder, scheduler_id)?;
-    refuse_foreign_results(&folder.layout)?;
     // Shows now, not in three days, that the folder takes files.
     let probe = folder.layout.at(".writable");
     fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(io_error("write", &probe))?;
@@ -159,14 +159,16 @@ fn holder(scheduler_id: &str) -> Holder {
 
 /// Result files without a plan of ours are somebody's work that we must not write over.
 fn refuse_foreign_results(layout: &Layout) -> Result<(), Failure> {
-    if layout.plan().exists() {
+    if layout.plan().exists() || !layout.out.exists() {
         return Ok(());
     }
     let names = fs::read_dir(&layout.out).map_err(io_error("read", &layout.out))?;
+    // Without even a lock of ours, state files are the other program's.
+    let stale = |name: &str| !layout.scheduler_lock().exists() && name.starts_with("worker_args_");
     let foreign = names
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .find(|name| name.starts_with("generation_results_data_") && name.ends_with(".csv"));
+        .find(|name| name.starts_with("generation_results_data_") && name.ends_with(".csv") || stale(name));
     foreign.map_or(Ok(()), |name| {
         Err(Failure::refused(format!(
             "{} holds {name}, but no plan.json of this program",

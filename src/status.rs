@@ -1,6 +1,5 @@
 //! `status`, `plan` and `gpus`: what is or would be, as one plain table or one JSON document.
 
-use crate::actors::monitor::Live;
 use crate::app;
 use crate::config::RunConfig;
 use crate::core::command::{masked, shell_line};
@@ -11,10 +10,10 @@ use crate::os::locks;
 use crate::os::machine::{self, Machine};
 use crate::ports::StateStore;
 use crate::preflight;
-use crate::summary::grouped;
 use crate::table::shard::RowCounter;
 use crate::types::layout::Layout;
-use crate::types::state::{MergeSummary, PlanFile, RangeState, RangeStatus};
+use crate::types::state::{Live, MergeSummary, PlanFile, RangeState, RangeStatus};
+use crate::types::words::grouped;
 use crate::types::{Attempt, RangeId};
 use serde::Serialize;
 use std::fmt::Write as _;

@@ -1,8 +1,8 @@
 //! What a run says at its end, on standard output.
 
-use crate::actors::monitor::duration_words;
 use crate::types::layout::Layout;
 use crate::types::state::{MergeSummary, RangeState, RangeStatus};
+use crate::types::words::{duration_words, grouped, size_words};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -10,29 +10,6 @@ use std::time::Duration;
 pub fn print(text: &str) {
     use std::io::Write as _;
     let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-/// Digits in groups of three.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A size as people say it.
-pub fn size_words(bytes: u64) -> String {
-    match bytes {
-        0..=9_999 => format!("{bytes} bytes"),
-        10_000..=9_999_999 => format!("{} KB", bytes / 1000),
-        10_000_000..=9_999_999_999 => format!("{} MB", bytes / 1_000_000),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
 }
 
 fn restarts(states: &[RangeState]) -> u32 {
@@ -75,11 +52,13 @@ pub fn of_run(layout: &Layout, merged: &MergeSummary, states: &[RangeState], ela
         );
     }
     for range in &merged.given_up {
+        let given_up = states.iter().any(|s| s.range() == range.range && s.status == RangeStatus::GivenUp);
+        let label = if given_up { "GIVEN UP" } else { "NOT DONE" };
         let ids: Vec<String> = range.missing_ids.iter().take(8).map(i64::to_string).collect();
         let more = if range.missing_ids.len() > ids.len() { ", ..." } else { "" };
         let _ = writeln!(
             text,
-            "  GIVEN UP  [{}, {}): {} samples missing: {}{more}\n            {}\n            {}",
+            "  {label}  [{}, {}): {} samples missing: {}{more}\n            {}\n            {}",
             range.range.low,
             range.range.high,
             range.missing_ids.len(),
@@ -106,17 +85,4 @@ pub fn of_stop(layout: &Layout, states: &[RangeState], elapsed: Duration) -> Str
         grouped(rows),
         layout.out.display()
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_grouped() {
-        assert_eq!(
-            [0, 12, 123, 1234, 1234567].map(grouped),
-            ["0", "12", "123", "1,234", "1,234,567"].map(str::to_owned)
-        );
-    }
 }

@@ -2,7 +2,9 @@
 //! parsing and printing lives here.
 
 pub mod layout;
+pub mod shim;
 pub mod state;
+pub mod words;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -239,7 +239,6 @@ const POISONED: &str = "auto-scheduler --input_path examples/data/prediction_com
     --num_workers 4 --gpus sim:8 --quiet --max-failures 1 --worker 'python3 examples/scripted_worker.py --crash-at 40'";
 
 #[test]
-#[ignore = "the summary looks for missing ids among the accepted ones"]
 fn what_is_missing_is_listed() {
     let copy = Copy::new().expect("a copy of the examples");
     let said = copy.expect_status(POISONED, 4).expect("exit status 4");
@@ -251,7 +250,6 @@ fn what_is_missing_is_listed() {
 }
 
 #[test]
-#[ignore = "folders and locks are made before foreign results are looked for"]
 fn a_folder_of_the_old_program_is_left_as_it_was() {
     let copy = Copy::new().expect("a copy of the examples");
     let folder = copy.folder.join("output/x");

@@ -53,7 +53,7 @@ impl Handler<RangeEnded> for MergeActor {
     type Result = ();
 
     fn handle(&mut self, msg: RangeEnded, ctx: &mut Context<Self>) {
-        if !self.gate.range_ended(msg.range, msg.end) {
+        if !self.gate.range_ended(msg.range) {
             return;
         }
         tracing::info!("Starting result merge...");

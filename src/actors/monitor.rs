@@ -4,12 +4,13 @@ use super::off_thread;
 use crate::core::command::shell_line;
 use crate::core::supervisor::End;
 use crate::messages::{AttemptEnded, AttemptStarted, LeaseDelayed, RangeEnded};
+use crate::ports::StateStore;
+use crate::types::state::Live;
+use crate::types::words::duration_words;
 use crate::types::{FailureClass, RangeId};
 use actix::{Actor, AsyncContext, Context, Handler};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -19,18 +20,9 @@ const IDLE_BEFORE_SAYING_SO: Duration = Duration::from_secs(3);
 /// `live.json` follows what happens within this time.
 const WRITE_AFTER: Duration = Duration::from_millis(300);
 
-/// `live.json`: what a live scheduler knows that no other document says.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Live {
-    pub version: u32,
-    pub scheduler_id: String,
-    /// What a range that is not running waits for, by range.
-    pub waiting: BTreeMap<String, String>,
-}
-
 pub struct MonitorActor {
     live: Live,
-    live_path: PathBuf,
+    store: Arc<dyn StateStore>,
     write_pending: bool,
     show_commands: bool,
     total: usize,
@@ -49,7 +41,7 @@ pub struct MonitorActor {
 impl MonitorActor {
     /// `rows_left` has an entry for every range.
     pub fn new(
-        live_path: PathBuf,
+        store: Arc<dyn StateStore>,
         scheduler_id: String,
         show_commands: bool,
         rows_left: BTreeMap<RangeId, u64>,
@@ -58,7 +50,7 @@ impl MonitorActor {
         let rows_before = rows_total - rows_left.values().sum::<u64>();
         Self {
             live: Live { version: crate::types::state::VERSION, scheduler_id, ..Live::default() },
-            live_path,
+            store,
             write_pending: false,
             show_commands,
             total: rows_left.len(),
@@ -82,10 +74,10 @@ impl MonitorActor {
         if !std::mem::replace(&mut self.write_pending, true) {
             ctx.run_later(WRITE_AFTER, |actor, ctx| {
                 actor.write_pending = false;
-                let (live, path) = (actor.live.clone(), actor.live_path.clone());
+                let (live, store) = (actor.live.clone(), Arc::clone(&actor.store));
                 off_thread(
                     ctx,
-                    move || write_live(&live, &path),
+                    move || store.save_live(&live),
                     |result, _, _| {
                         if let Err(error) = result {
                             tracing::debug!(%error, "cannot write live.json");
@@ -129,24 +121,6 @@ fn command_block(msg: &AttemptStarted) -> String {
     format!(
         "\n{rule}\nWorker Command for range [{low}, {high}):\nCUDA_VISIBLE_DEVICES={gpus} \\\n{lines}\n{rule}"
     )
-}
-
-/// Minutes and hours as people say them.
-pub fn duration_words(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..=99 => format!("{seconds} s"),
-        100..=5999 => format!("{} min", (seconds + 30) / 60),
-        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-    }
-}
-
-/// Readers never see half a file; losing it costs nothing, so it is not synced.
-fn write_live(live: &Live, path: &std::path::Path) -> std::io::Result<()> {
-    let temporary = path.with_extension("json.tmp");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(live)?)?;
-    std::fs::rename(temporary, path)
 }
 
 impl Actor for MonitorActor {

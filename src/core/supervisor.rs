@@ -1,5 +1,6 @@
 //! The order in which ranges run, what happens after each end, and how a run stops. Pure: events in, actions out.
 
+use super::invariants;
 use super::restart::{self, RestartPolicy};
 use crate::types::state::Counters;
 use crate::types::{Attempt, FailureClass, Lease, LeaseId, RangeId};
@@ -172,6 +173,15 @@ impl Supervisor {
     /// One step. `now` is monotonic time since the run began. Events of an attempt that is not the current one
     /// are dropped.
     pub fn decide(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
+        let before = cfg!(debug_assertions).then(|| self.clone());
+        let actions = self.step(event, now, policy);
+        if let Some(before) = before {
+            debug_assert_eq!(invariants::broken_by(&before, &actions, self, policy.max_parallel), None);
+        }
+        actions
+    }
+
+    fn step(&mut self, event: Event, now: Duration, policy: &Policy) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.finished {
             return self.refuse_late_lease(event);
@@ -204,9 +214,10 @@ impl Supervisor {
                 self.finished = true;
                 actions.push(Action::Finish(Ending::Merged));
             }
-            Event::Ticked => self.watch_waiting(now, policy, &mut actions),
+            Event::Ticked => {}
         }
         self.dispatch(now, policy, &mut actions);
+        self.watch_waiting(now, policy, &mut actions);
         self.settle(&mut actions);
         actions
     }

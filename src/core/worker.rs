@@ -1,6 +1,7 @@
 //! One range's attempt from its naming to its verdict, and what the verdict makes of the range's state.
 
 use super::coverage::{AttemptEnd, Judgement};
+use super::invariants;
 use super::plan;
 use super::restart;
 use super::supervisor::AttemptReport;
@@ -227,6 +228,7 @@ pub fn apply(
     }
     state.open = None;
     state.status = RangeStatus::Pending;
+    debug_assert!(invariants::accepted_once(state));
     failure
 }
 

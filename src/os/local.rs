@@ -3,8 +3,8 @@
 use super::console::Console;
 use super::{locks, process};
 use crate::ports::{AttemptJob, Processes, Started, Sweeper};
-use crate::shim::{SHIM, ShimSpec};
 use crate::types::layout::Layout;
+use crate::types::shim::{SHIM, ShimSpec};
 use crate::types::state::Holder;
 use crate::types::{Attempt, RangeId};
 use rustix::process::{Pid, Signal};
@@ -86,6 +86,11 @@ impl Processes for LocalProcesses {
             }
             let status = child.wait().await;
             seen.set(true);
+            if !layout.exit_record(range, attempt).exists() {
+                // The shim was killed; what it left must be gone before anybody takes its GPUs for free.
+                let sweeper = LocalSweeper::new(layout);
+                let _ = tokio::task::spawn_blocking(move || sweeper.sweep(range, attempt)).await;
+            }
             console.finish(range);
             if !matches!(&status, Ok(status) if status.success()) {
                 tracing::warn!(%range, %attempt, ?status, "shim ended badly: {}", complaint.trim());

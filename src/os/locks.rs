@@ -77,33 +77,28 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Where GPU locks live: `wanted`, else a folder every user of this host shares.
+/// Where GPU locks live: `wanted`, else a folder that every user of this host shares. Creates nothing.
+pub fn host_lock_dir(wanted: Option<&Path>) -> PathBuf {
+    let writable = |dir: &Path| rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok();
+    let shared = Path::new("/run/lock/auto-scheduler");
+    match wanted {
+        Some(dir) => dir.to_path_buf(),
+        None if shared.is_dir() || shared.parent().is_some_and(writable) => shared.to_path_buf(),
+        None => std::env::temp_dir().join("auto-scheduler-locks"),
+    }
+}
+
+/// Makes the folder of the GPU locks where it is missing: open to all, and sticky.
 ///
 /// # Errors
-/// No candidate can be created.
-pub fn host_lock_dir(wanted: Option<&Path>) -> io::Result<PathBuf> {
-    let candidates = match wanted {
-        Some(dir) => vec![dir.to_path_buf()],
-        None => {
-            vec![PathBuf::from("/run/lock/auto-scheduler"), std::env::temp_dir().join("auto-scheduler-locks")]
-        }
-    };
-    let mut last = io::Error::other("no folder for GPU locks");
-    for dir in candidates {
-        if dir.is_dir() {
-            return Ok(dir);
-        }
-        match std::fs::create_dir_all(&dir) {
-            Ok(()) => {
-                let sticky = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
-                // Ours to share where we may; a folder somebody else prepared keeps its mode.
-                let _ = std::fs::set_permissions(&dir, sticky);
-                return Ok(dir);
-            }
-            Err(error) => last = error,
-        }
+/// It cannot be created.
+pub fn make_lock_dir(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
     }
-    Err(last)
+    std::fs::create_dir_all(dir)?;
+    let sticky = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(dir, sticky)
 }
 
 /// The lock file of one GPU.

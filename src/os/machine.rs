@@ -31,7 +31,6 @@ pub struct Machine {
     pub gpus: Arc<dyn Gpus>,
     pub policy: Policy,
     pub lock_dir: PathBuf,
-    pub simulated: bool,
     /// As seen at the start; absent when no GPU is wanted.
     pub seen: GpuSnapshot,
 }
@@ -50,12 +49,11 @@ pub fn open(
     let simulated = matches!(selection, GpuSelection::Simulated(_));
     let lock_dir = match (lock_dir, simulated) {
         (None, true) => out.join("locks"),
-        (wanted, _) => locks::host_lock_dir(wanted)
-            .map_err(|error| format!("cannot make a folder for GPU locks: {error}"))?,
+        (wanted, _) => locks::host_lock_dir(wanted),
     };
     if policy.group_size == 0 && !simulated {
         let gpus = Arc::new(SimGpus::new(0));
-        return Ok(Machine { gpus, policy, lock_dir, simulated, seen: GpuSnapshot::default() });
+        return Ok(Machine { gpus, policy, lock_dir, seen: GpuSnapshot::default() });
     }
     let inner: Box<dyn Gpus> = match selection {
         GpuSelection::Simulated(count) => Box::new(SimGpus::new(*count)),
@@ -74,7 +72,6 @@ pub fn open(
     let gpus = Arc::new(LockedGpus { inner, lock_dir: lock_dir.clone() });
     let seen = gpus.snapshot().map_err(|error| error.to_string())?;
     let inherited = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-    // A list taken as given already names all there is.
-    policy.allowed = if policy.trust { None } else { pool::allowed(selection, inherited.as_deref(), &seen)? };
-    Ok(Machine { gpus, policy, lock_dir, simulated, seen })
+    policy.allowed = pool::allowed(selection, inherited.as_deref(), &seen)?;
+    Ok(Machine { gpus, policy, lock_dir, seen })
 }

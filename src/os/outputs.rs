@@ -71,10 +71,12 @@ impl FolderOutputs {
         })
     }
 
+    /// `covered` are the `ids` that some range accepts.
     fn summary(
         &self,
         ranges: &[RangeState],
         ids: &[i64],
+        covered: &[i64],
         sources: Vec<(String, u64)>,
         report: Option<MergeReport>,
     ) -> MergeSummary {
@@ -101,7 +103,9 @@ impl FolderOutputs {
             merged_bytes: bytes,
             merged_crc32: crc,
             planned_ids: ids.len() as u64,
-            ids_without_rows: report.as_ref().map_or_else(|| ids.to_vec(), |r| r.ids_without_rows.clone()),
+            ids_without_rows: report
+                .as_ref()
+                .map_or_else(|| covered.to_vec(), |r| r.ids_without_rows.clone()),
             given_up,
             quoted_fields: report.as_ref().map_or(0, |r| r.quoted_lone_cr),
             sorted_segments: report.as_ref().map_or(0, |r| r.sorted_segments),
@@ -230,9 +234,8 @@ impl Outputs for FolderOutputs {
         });
         let parts = parts.collect();
         let wrote = report.is_some();
-        let summary = self.summary(ranges, &covered, parts, report);
+        let summary = self.summary(ranges, ids, &covered, parts, report);
         self.clear_stale(complete, wrote).map_err(io_error("tidy", &self.layout.out))?;
-        let summary = MergeSummary { planned_ids: ids.len() as u64, ..summary };
         super::files::write_json(&self.layout.summary(), &summary)?;
         Ok(summary)
     }

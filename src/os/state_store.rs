@@ -4,7 +4,7 @@ use super::files::{io_error, read_json, write_json};
 use super::locks::FileLock;
 use crate::ports::{StateStore, StoreError};
 use crate::types::layout::{Layout, parse_attempt_name};
-use crate::types::state::{ExitRecord, RangeState};
+use crate::types::state::{ExitRecord, Live, RangeState};
 use crate::types::{Attempt, RangeId};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -70,6 +70,16 @@ impl StateStore for FolderStore {
         }
         states.sort_by_key(RangeState::range);
         Ok(states)
+    }
+
+    fn save_live(&self, live: &Live) -> Result<(), StoreError> {
+        let path = self.layout.live();
+        let temporary = path.with_extension("json.tmp");
+        let text = serde_json::to_vec_pretty(live)
+            .map_err(|source| StoreError::Garbage { path: path.clone(), source })?;
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(io_error("write", &path))
     }
 
     fn exit_record(&self, range: RangeId, attempt: Attempt) -> Result<Option<ExitRecord>, StoreError> {

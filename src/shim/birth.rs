@@ -2,11 +2,12 @@
 
 use super::log::CappedLog;
 use super::tree::{self, Tree};
-use super::{ShimSpec, TRAMPOLINE, write_record};
+use super::write_record;
 use crate::os::locks::{self, FileLock};
 use crate::os::{files, process};
 use crate::types::ExitOutcome;
 use crate::types::layout::Layout;
+use crate::types::shim::{ShimSpec, TRAMPOLINE};
 use crate::types::state::{ExitRecord, Holder, RangeState, VERSION};
 use std::fs;
 use std::path::Path;

@@ -7,34 +7,11 @@ mod birth;
 mod log;
 mod tree;
 
+use crate::types::shim::ShimSpec;
 use crate::types::state::ExitRecord;
-use crate::types::{Attempt, RangeId};
-use serde::{Deserialize, Serialize};
 use std::io::Read;
-use std::path::PathBuf;
-use std::time::Duration;
 
 pub use log::CappedLog;
-
-/// Hidden subcommands under which the binary starts itself.
-pub const SHIM: &str = "shim";
-pub const TRAMPOLINE: &str = "trampoline";
-
-/// What a shim is told on its standard input, as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShimSpec {
-    pub out: PathBuf,
-    pub range: RangeId,
-    pub attempt: Attempt,
-    pub scheduler_id: String,
-    pub argv: Vec<String>,
-    pub env: Vec<(String, String)>,
-    /// Lock files of the leased GPUs in UUID order.
-    pub gpu_locks: Vec<PathBuf>,
-    pub log_cap: u64,
-    pub grace: Duration,
-    pub orphan_grace: Duration,
-}
 
 /// Runs a shim; the exit status only matters to a scheduler that is still there.
 pub fn run() -> i32 {

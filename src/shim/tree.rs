@@ -1,10 +1,10 @@
 //! Watches one worker's process tree: output, signals, deaths, deadlines. One poll loop.
 
-use super::ShimSpec;
 use super::birth::scheduler_is_gone;
 use super::log::CappedLog;
 use crate::os::process;
 use crate::types::ExitOutcome;
+use crate::types::shim::ShimSpec;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitOptions};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};

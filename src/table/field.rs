@@ -1,6 +1,7 @@
 //! What the bytes of one field mean: unquoting, integers as pandas writes them, and the order of tokens.
 
 use std::borrow::Cow;
+use std::io::Read;
 
 /// A field that is longer than this is no number; nothing keeps more of it than this.
 pub(crate) const MAX_NUMBER: usize = 256;
@@ -17,19 +18,21 @@ pub(crate) fn unquoted(raw: &[u8]) -> Cow<'_, [u8]> {
         Some(end) if end + 1 == body.len() => return Cow::Borrowed(&body[..end]),
         Some(_) => {}
     }
-    let mut value = Vec::with_capacity(body.len());
-    let mut rest = body;
-    while let Some(quote) = memchr::memchr(b'"', rest) {
-        value.extend_from_slice(&rest[..quote]);
-        rest = &rest[quote + 1..];
-        if rest.first() != Some(&b'"') {
-            break;
-        }
-        value.push(b'"');
-        rest = &rest[1..];
+    Cow::Owned(parsed(raw).into_iter().next().unwrap_or_default())
+}
+
+/// The values of one record that is given without its line end.
+pub(crate) fn parsed(raw: &[u8]) -> Vec<Vec<u8>> {
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .terminator(csv::Terminator::Any(b'\n'))
+        .from_reader(b"-,".chain(raw));
+    let mut record = csv::ByteRecord::new();
+    match reader.read_byte_record(&mut record) {
+        Ok(true) => record.iter().skip(1).map(<[u8]>::to_vec).collect(),
+        // Memory does not fail to be read; no bytes are one empty field.
+        _ => vec![Vec::new()],
     }
-    value.extend_from_slice(rest);
-    Cow::Owned(value)
 }
 
 /// An integer as pandas may have written it: quoted, `12.0`, surrounded by spaces. `raw` is the field as it

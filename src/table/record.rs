@@ -6,7 +6,7 @@
 //! memory never depends on how long a record is.
 
 use super::blocks::{BLOCK, read_full};
-use super::field::{MAX_NUMBER, unquoted};
+use super::field::{MAX_NUMBER, parsed};
 use memchr::memchr;
 use std::fs::File;
 use std::io;
@@ -423,8 +423,8 @@ impl Header {
     }
 
     fn of(raw: &[u8], crlf: bool, ended: bool, torn: bool, body: usize) -> Self {
-        let name = |field: &&[u8]| String::from_utf8_lossy(&unquoted(field)).into_owned();
-        let fields = raw_fields(raw).iter().map(name).collect();
+        let name = |field: &Vec<u8>| String::from_utf8_lossy(field).into_owned();
+        let fields = parsed(raw).iter().map(name).collect();
         Self { fields, raw: raw.to_vec(), crlf, ended, torn, body: body as u64 }
     }
 

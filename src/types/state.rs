@@ -191,3 +191,12 @@ pub struct MergeSummary {
     /// Ranges whose rows were not in order and were sorted.
     pub sorted_segments: u64,
 }
+
+/// `live.json`: what a live scheduler knows that no other document says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    pub version: u32,
+    pub scheduler_id: String,
+    /// What a range that is not running waits for, by range.
+    pub waiting: BTreeMap<String, String>,
+}

@@ -1,4 +1,5 @@
 use super::*;
+use crate::table::field::unquoted;
 use proptest::prelude::*;
 
 /// What the `csv` crate makes of a table: per record its start, its end and its fields, the header first.
