@@ -13,9 +13,9 @@ mod selection;
 #[cfg(test)]
 mod tests;
 
-pub use eligibility::{capacity, why_never, why_not};
+pub use eligibility::{capacity, why_not};
 pub use events::{Action, Event, Policy};
-pub use selection::{GpuName, GpuSelection, allowed, given, parse_selection, resolve, visible};
+pub use selection::{GpuSelection, allowed, given, parse_selection};
 
 use crate::types::{GpuFacts, GpuSnapshot, Lease, LeaseId, LeasedGpu, RangeId};
 use eligibility::{is_allowed, mib};
@@ -39,7 +39,6 @@ struct Slot {
     /// As of the newest snapshot that had this GPU.
     ordinal: u32,
     state: State,
-    blame: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -50,10 +49,6 @@ enum State {
     Reclaiming {
         since: Duration,
     },
-    /// Its lock was held by somebody else then.
-    Skipped {
-        since: Duration,
-    },
     Quarantined {
         reason: String,
     },
@@ -61,7 +56,7 @@ enum State {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Holding {
-    range: Option<RangeId>,
+    range: RangeId,
     /// UUIDs.
     gpus: Vec<String>,
 }
@@ -92,17 +87,7 @@ impl Pool {
                 self.queue.retain(|waiter| waiter.range != range);
                 Vec::new()
             }
-            Event::Released { lease } => self.end_lease(lease, |_| State::Reclaiming { since: now }),
-            Event::Busy { lease, gpu } => self.end_lease(lease, |uuid| match &gpu {
-                Some(busy) if busy != uuid => State::Reclaiming { since: now },
-                _ => State::Skipped { since: now },
-            }),
-            Event::Adopted { range, lease } => {
-                self.adopt(range, lease);
-                Vec::new()
-            }
-            Event::Blamed { gpu, reason } => self.blame(&gpu, reason),
-            Event::Cleared { gpu } => self.clear(&gpu),
+            Event::Released { lease } => self.release(lease, now),
             Event::Observed { taken_at, seen } => self.observe(taken_at, seen, policy),
         };
         debug_assert!(invariants::each_gpu_in_at_most_one_lease(self));
@@ -113,31 +98,6 @@ impl Pool {
     pub fn needs_look(&self) -> bool {
         !self.queue.is_empty()
             || self.slots.values().any(|slot| matches!(slot.state, State::Reclaiming { .. }))
-    }
-
-    /// Every lease in use and what it serves, oldest first.
-    pub fn leases(&self) -> impl Iterator<Item = (Lease, Option<RangeId>)> + '_ {
-        self.leases.iter().map(|(id, holding)| (self.lease(*id, &holding.gpus), holding.range))
-    }
-
-    /// Every waiting range and the reason last given, in the order they will be served.
-    pub fn waiting(&self) -> impl Iterator<Item = (RangeId, &str)> + '_ {
-        self.queue.iter().map(|waiter| (waiter.range, waiter.reason.as_str()))
-    }
-
-    /// Every GPU that gets no work for now because of how it behaved, and why.
-    pub fn quarantined(&self) -> impl Iterator<Item = (LeasedGpu, &str)> + '_ {
-        self.slots.iter().filter_map(|(uuid, slot)| match (&slot.blame, &slot.state) {
-            (Some(reason), _) | (None, State::Quarantined { reason }) => {
-                Some((slot.leased_gpu(uuid), reason.as_str()))
-            }
-            _ => None,
-        })
-    }
-
-    fn lease(&self, id: LeaseId, uuids: &[String]) -> Lease {
-        let gpus = uuids.iter().filter_map(|uuid| Some(self.slots.get(uuid)?.leased_gpu(uuid))).collect();
-        Lease { id, gpus }
     }
 
     fn request(&mut self, range: RangeId, policy: &Policy) -> Vec<Action> {
@@ -153,63 +113,29 @@ impl Pool {
     fn grant(&mut self, range: RangeId, uuids: Vec<String>) -> Action {
         let id = LeaseId(self.next_lease);
         self.next_lease += 1;
+        let mut gpus = Vec::new();
         for uuid in &uuids {
             if let Some(slot) = self.slots.get_mut(uuid) {
                 slot.state = State::Leased(id);
+                gpus.push(slot.leased_gpu(uuid));
             }
         }
-        let lease = self.lease(id, &uuids);
-        self.leases.insert(id, Holding { range: Some(range), gpus: uuids });
-        Action::Granted { range, lease }
+        self.leases.insert(id, Holding { range, gpus: uuids });
+        Action::Granted { range, lease: Lease { id, gpus } }
     }
 
     /// A lease that is not known has ended before: nothing to do.
-    fn end_lease(&mut self, id: LeaseId, next: impl Fn(&str) -> State) -> Vec<Action> {
+    fn release(&mut self, id: LeaseId, now: Duration) -> Vec<Action> {
         let Some(holding) = self.leases.remove(&id) else { return Vec::new() };
         for uuid in &holding.gpus {
             if let Some(slot) = self.slots.get_mut(uuid) {
-                slot.state = if planted(Bug::FreedAtRelease) { State::Free } else { next(uuid) };
+                slot.state = State::Reclaiming { since: now };
+                if planted(Bug::FreedAtRelease) {
+                    slot.state = State::Free;
+                }
             }
         }
         if holding.gpus.is_empty() { Vec::new() } else { vec![Action::Observe] }
-    }
-
-    fn adopt(&mut self, range: Option<RangeId>, lease: Lease) {
-        if self.leases.contains_key(&lease.id) {
-            return;
-        }
-        self.next_lease = self.next_lease.max(lease.id.0.saturating_add(1));
-        let mut gpus = Vec::new();
-        for gpu in lease.gpus {
-            let fresh = Slot { ordinal: gpu.ordinal, state: State::Free, blame: None };
-            let slot = self.slots.entry(gpu.uuid.clone()).or_insert(fresh);
-            if !matches!(slot.state, State::Leased(_)) {
-                slot.state = State::Leased(lease.id);
-                gpus.push(gpu.uuid);
-            }
-        }
-        self.leases.insert(lease.id, Holding { range, gpus });
-    }
-
-    fn blame(&mut self, uuid: &str, reason: String) -> Vec<Action> {
-        let Some(slot) = self.slots.get_mut(uuid) else { return Vec::new() };
-        if slot.blame.as_ref() == Some(&reason) {
-            return Vec::new();
-        }
-        slot.blame = Some(reason.clone());
-        vec![Action::Quarantined { gpu: slot.leased_gpu(uuid), reason }]
-    }
-
-    fn clear(&mut self, uuid: &str) -> Vec<Action> {
-        let Some(slot) = self.slots.get_mut(uuid) else { return Vec::new() };
-        if slot.blame.take().is_none() {
-            return Vec::new();
-        }
-        if matches!(slot.state, State::Quarantined { .. }) {
-            // Its memory is still not back; the next look decides.
-            return vec![Action::Observe];
-        }
-        vec![Action::Restored { gpu: slot.leased_gpu(uuid) }, Action::Observe]
     }
 
     fn observe(
@@ -238,7 +164,7 @@ impl Pool {
     /// Moves GPUs along that the snapshot has news about; leased ones are left alone.
     fn refresh(&mut self, taken_at: Duration, snapshot: &GpuSnapshot, policy: &Policy) -> Vec<Action> {
         for facts in &snapshot.gpus {
-            let fresh = Slot { ordinal: facts.ordinal, state: State::Free, blame: None };
+            let fresh = Slot { ordinal: facts.ordinal, state: State::Free };
             self.slots.entry(facts.uuid.clone()).or_insert(fresh).ordinal = facts.ordinal;
         }
         let mut actions = Vec::new();
@@ -247,8 +173,6 @@ impl Pool {
             let next = slot.state.after_look(taken_at, facts, policy);
             let gpu = slot.leased_gpu(uuid);
             match (&slot.state, &next) {
-                // A blamed GPU is quarantined already, and says so until it is cleared.
-                _ if slot.blame.is_some() => {}
                 (State::Reclaiming { .. }, State::Quarantined { reason }) => {
                     actions.push(Action::Quarantined { gpu, reason: reason.clone() });
                 }
@@ -288,7 +212,7 @@ impl Pool {
                 let slot = self.slots.get(&facts.uuid);
                 // A driver that reports one UUID twice must not get it leased twice.
                 seen.insert(&facts.uuid)
-                    && slot.is_some_and(|slot| slot.state == State::Free && slot.blame.is_none())
+                    && slot.is_some_and(|slot| slot.state == State::Free)
                     && (why_not(facts, policy).is_none() || planted(Bug::EligibilityIgnored))
             })
             .collect();
@@ -325,20 +249,10 @@ impl Pool {
     fn obstacle(&self, slot: &Slot, facts: Option<&GpuFacts>, policy: &Policy) -> Option<String> {
         // What the world shows now says more than what the pool waits for.
         let unlocked = facts.is_some_and(|facts| !facts.locked);
-        match (&slot.state, &slot.blame) {
-            (State::Leased(id), _) => Some(match self.leases.get(id).and_then(|holding| holding.range) {
-                Some(range) => format!("leased to {range}"),
-                None => "leased".to_owned(),
-            }),
-            (_, Some(reason)) | (State::Quarantined { reason }, None) => {
-                Some(format!("quarantined: {reason}"))
-            }
-            (State::Reclaiming { .. }, None) if unlocked => {
-                Some("has not given its memory back yet".to_owned())
-            }
-            (State::Skipped { .. }, None) if unlocked => {
-                Some("was found locked by another scheduler".to_owned())
-            }
+        match &slot.state {
+            State::Leased(id) => self.leases.get(id).map(|holding| format!("leased to {}", holding.range)),
+            State::Quarantined { reason } => Some(format!("quarantined: {reason}")),
+            State::Reclaiming { .. } if unlocked => Some("has not given its memory back yet".to_owned()),
             _ => facts.map_or(Some("disappeared".to_owned()), |facts| why_not(&coarse(facts), policy)),
         }
     }
@@ -366,7 +280,6 @@ impl State {
                     Self::Quarantined { reason: why_quarantined(facts, policy) }
                 }
             }
-            Self::Skipped { since } if taken_at > since.saturating_add(policy.busy_pause) => Self::Free,
             Self::Quarantined { .. } if eligible => Self::Free,
             _ => self.clone(),
         }

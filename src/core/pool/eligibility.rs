@@ -27,7 +27,7 @@ pub fn why_not(facts: &GpuFacts, policy: &Policy) -> Option<String> {
 }
 
 /// Why waiting would not help: this GPU is excluded, failing, or too small. `None` if it can be used some day.
-pub fn why_never(facts: &GpuFacts, policy: &Policy) -> Option<String> {
+pub(super) fn why_never(facts: &GpuFacts, policy: &Policy) -> Option<String> {
     why_excluded(facts, policy).or_else(|| {
         let too_small = !policy.trust && facts.total_bytes < policy.min_free_bytes;
         let (total, wanted) = (gib(facts.total_bytes), gib(policy.min_free_bytes));

@@ -15,8 +15,6 @@ pub struct Policy {
     pub max_used_bytes: u64,
     /// How long a released GPU may take to give its memory back before it is quarantined.
     pub reclaim_limit: Duration,
-    /// How long a GPU is left alone after a worker found its lock held.
-    pub busy_pause: Duration,
     /// UUIDs that may be leased (see [`super::allowed`]); `None` for all.
     pub allowed: Option<BTreeSet<String>>,
     /// An explicit list without NVML: memory is unknown and not asked for. Locks still apply.
@@ -30,7 +28,6 @@ impl Default for Policy {
             min_free_bytes: 10 << 30,
             max_used_bytes: 1000 << 20,
             reclaim_limit: Duration::from_secs(60),
-            busy_pause: Duration::from_secs(5),
             allowed: None,
             trust: false,
         }
@@ -48,16 +45,6 @@ pub enum Event {
     Released { lease: LeaseId },
     /// A look at the machine that *began* at `taken_at`, on the same clock as `now`.
     Observed { taken_at: Duration, seen: Result<GpuSnapshot, String> },
-    /// The lease's worker never started because a GPU lock (of this UUID, or of an unknown one) is held by somebody
-    /// else. Ends the lease; the range has to ask again.
-    Busy { lease: LeaseId, gpu: Option<String> },
-    /// A living worker of an earlier scheduler uses this lease. Sent before the first request; an id already in
-    /// use is ignored, and so is a GPU that another lease holds.
-    Adopted { range: Option<RangeId>, lease: Lease },
-    /// This GPU fails whatever runs on it. A lease on it runs on, but it gets no new one until cleared.
-    Blamed { gpu: String, reason: String },
-    /// Something progressed on a blamed GPU after all.
-    Cleared { gpu: String },
 }
 
 /// What has to be done about it.

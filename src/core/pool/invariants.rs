@@ -1,6 +1,8 @@
-//! What must hold whatever happens; asserted by the search, the simulation and debug builds.
+//! What must hold whatever happens; asserted by the search, and the first rule by debug builds too.
 
-use super::{Action, Event, Policy, Pool, State, why_not};
+#[cfg(test)]
+use super::{Action, Event, Policy, why_not};
+use super::{Pool, State};
 use std::collections::BTreeSet;
 
 /// A GPU is in at most one lease, and leases and GPUs agree about that.
@@ -15,6 +17,7 @@ pub fn each_gpu_in_at_most_one_lease(pool: &Pool) -> bool {
 }
 
 /// Whatever was granted was eligible in the very snapshot it was granted on, and is a whole group.
+#[cfg(test)]
 pub fn granted_only_eligible(event: &Event, actions: &[Action], policy: &Policy) -> bool {
     actions.iter().all(|action| {
         let Action::Granted { lease, .. } = action else { return true };
@@ -30,25 +33,22 @@ pub fn granted_only_eligible(event: &Event, actions: &[Action], policy: &Policy)
 }
 
 /// A GPU comes back from a lease only through a look that began after the release.
+#[cfg(test)]
 pub fn released_only_after_a_later_look(before: &Pool, event: &Event, after: &Pool) -> bool {
     before.slots.iter().all(|(uuid, slot)| {
         let usable = after.slots.get(uuid).map(|slot| &slot.state);
         match (&slot.state, usable) {
             (State::Leased(_), Some(State::Free)) => false,
-            (
-                State::Reclaiming { since } | State::Skipped { since },
-                Some(State::Free | State::Leased(_)),
-            ) => match event {
-                Event::Observed { taken_at, seen: Ok(_) } => taken_at > since,
-                Event::Adopted { .. } => true,
-                _ => false,
-            },
+            (State::Reclaiming { since }, Some(State::Free | State::Leased(_))) => {
+                matches!(event, Event::Observed { taken_at, seen: Ok(_) } if taken_at > since)
+            }
             _ => true,
         }
     })
 }
 
 /// A request leaves the queue only by its grant or its cancellation, and nobody overtakes.
+#[cfg(test)]
 pub fn no_request_dropped(before: &Pool, event: &Event, actions: &[Action], after: &Pool) -> bool {
     let mut expected: Vec<_> = before.queue.iter().map(|waiter| waiter.range).collect();
     match event {

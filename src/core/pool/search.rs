@@ -1,14 +1,14 @@
 //! Every state that a small machine can get into, by breadth-first search over (state x event).
 //!
 //! Time is made finite by shrinking the gaps between the instants that still matter to the longest limit,
-//! and lease ids by counting them anew; both keep every comparison the pool can make.
+//! and leases and ranges by naming them anew; both keep every comparison the pool can make.
 
 use super::invariants::*;
-use super::{Action, Bug, Event, Policy, Pool, State};
+use super::{Action, Bug, Event, Holding, Policy, Pool, State};
 use crate::types::{GpuFacts, GpuSnapshot, LeaseId, RangeId};
 use std::cell::Cell;
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
@@ -42,7 +42,6 @@ struct Scope {
     truths: Vec<Vec<Truth>>,
     looks_in_flight: usize,
     cancels: bool,
-    busy: bool,
     driver_fails: bool,
     at_most: usize,
 }
@@ -80,21 +79,15 @@ impl Scope {
         }
         for low in 0..self.ranges {
             let range = RangeId::new(low, low + 1);
-            if world.pool.waiting().any(|(waiting, _)| waiting == range) {
+            if world.pool.queue.iter().any(|waiter| waiter.range == range) {
                 if self.cancels {
                     steps.push(Step::Tell(Event::Cancelled { range }));
                 }
-            } else if !world.pool.leases().any(|(_, holder)| holder == Some(range)) {
+            } else if !world.pool.leases.values().any(|holding| holding.range == range) {
                 steps.push(Step::Tell(Event::Requested { range }));
             }
         }
-        for (lease, _) in world.pool.leases() {
-            steps.push(Step::Tell(Event::Released { lease: lease.id }));
-            if self.busy {
-                let gpu = lease.gpus.first().map(|gpu| gpu.uuid.clone());
-                steps.push(Step::Tell(Event::Busy { lease: lease.id, gpu }));
-            }
-        }
+        steps.extend(world.pool.leases.keys().map(|lease| Step::Tell(Event::Released { lease: *lease })));
         steps
     }
 }
@@ -152,17 +145,16 @@ impl World {
     /// Once everything is free, eligible and looked at, the head of the queue is served, and as many as fit.
     fn must_serve_the_head(&self, scope: &Scope) -> Result<(), String> {
         let mut world = self.clone();
-        let leases: Vec<LeaseId> = world.pool.leases().map(|(lease, _)| lease.id).collect();
-        for lease in leases {
+        for lease in self.pool.leases.keys().copied() {
             world.tell(Event::Released { lease }, scope)?;
         }
-        let waiting = world.pool.waiting().count();
+        let waiting = world.pool.queue.len();
         world.now += 2 * SECOND;
         world.truth.fill(Truth::Clean);
         let fresh = Event::Observed { taken_at: world.now, seen: Ok(snapshot(&world.truth)) };
         world.tell(fresh, scope)?;
         let expected = waiting.min(world.truth.len() / scope.policy.group_size as usize);
-        let granted = world.pool.leases().count();
+        let granted = world.pool.leases.len();
         if granted == expected { Ok(()) } else { Err(format!("{granted} of {expected} served: {self:?}")) }
     }
 
@@ -174,16 +166,28 @@ impl World {
         // What was said last decides only whether it is said again.
         self.pool.queue.iter_mut().for_each(|waiter| waiter.reason.clear());
         self.shrink_gaps();
-        let ids: BTreeMap<LeaseId, LeaseId> =
-            self.pool.leases.keys().copied().zip((0..).map(LeaseId)).collect();
-        self.pool.leases = self.pool.leases.into_iter().map(|(id, holding)| (ids[&id], holding)).collect();
-        for slot in self.pool.slots.values_mut() {
-            if let State::Leased(id) = &mut slot.state {
-                *id = ids[id];
-            }
-        }
-        self.pool.next_lease = ids.len() as u64;
+        self.rename();
         self
+    }
+
+    /// Names leases after their place on the machine, and ranges after their place in the queue or their lease.
+    fn rename(&mut self) {
+        let mut holdings: Vec<(LeaseId, Holding)> =
+            std::mem::take(&mut self.pool.leases).into_iter().collect();
+        holdings.sort_by(|a, b| a.1.gpus.cmp(&b.1.gpus));
+        self.pool.next_lease = holdings.len() as u64;
+        let waiting = self.pool.queue.iter_mut().map(|waiter| &mut waiter.range);
+        let served = holdings.iter_mut().map(|(_, holding)| &mut holding.range);
+        // A range never waits while it holds a lease here, so none is named twice.
+        waiting.chain(served).zip(0..).for_each(|(range, low)| *range = RangeId::new(low, low + 1));
+        for ((_, holding), id) in holdings.into_iter().zip((0..).map(LeaseId)) {
+            for uuid in &holding.gpus {
+                if let Some(slot) = self.pool.slots.get_mut(uuid) {
+                    slot.state = State::Leased(id);
+                }
+            }
+            self.pool.leases.insert(id, holding);
+        }
     }
 
     /// Releases are compared with looks and with now, never with each other.
@@ -201,7 +205,7 @@ impl World {
             new[next] - (old[next] - time).min(LONGEST_GAP)
         };
         for slot in self.pool.slots.values_mut() {
-            if let State::Reclaiming { since } | State::Skipped { since } = &mut slot.state {
+            if let State::Reclaiming { since } = &mut slot.state {
                 *since = shrunk(*since);
             }
         }
@@ -267,7 +271,6 @@ fn scope(gpus: usize, group_size: u32, ranges: i64) -> Scope {
         policy: Policy {
             group_size,
             reclaim_limit: 2 * SECOND,
-            busy_pause: SECOND,
             min_free_bytes: 10,
             max_used_bytes: 5,
             ..Policy::default()
@@ -276,7 +279,6 @@ fn scope(gpus: usize, group_size: u32, ranges: i64) -> Scope {
         truths: vec![vec![Truth::Clean, Truth::Dirty]; gpus],
         looks_in_flight: 1,
         cancels: false,
-        busy: false,
         driver_fails: false,
         at_most: 2_000_000,
     }
@@ -287,23 +289,25 @@ fn two_gpus_and_three_ranges() {
     assert!(searched(&scope(2, 1, 3)) > 5_000);
 }
 
+/// One GPU changes by itself here; both do in `larger_machines`.
 #[test]
 fn looks_that_overtake_each_other() {
-    assert!(searched(&Scope { looks_in_flight: 2, ..scope(2, 1, 1) }) > 5_000);
+    let truths = vec![vec![Truth::Clean, Truth::Dirty], vec![]];
+    assert!(searched(&Scope { truths, looks_in_flight: 2, ..scope(2, 1, 1) }) > 5_000);
 }
 
 #[test]
 fn a_gpu_that_gets_locked_fails_and_vanishes() {
     use Truth::*;
     let truths = vec![vec![Clean, Dirty, Locked, Failing, Gone], vec![]];
-    let scope = Scope { truths, cancels: true, busy: true, driver_fails: true, ..scope(2, 1, 1) };
+    let scope = Scope { truths, cancels: true, driver_fails: true, ..scope(2, 1, 1) };
     assert!(searched(&scope) > 5_000);
 }
 
 #[test]
 fn three_gpus_in_pairs() {
     let truths = vec![vec![Truth::Clean, Truth::Dirty], vec![Truth::Clean], vec![]];
-    assert!(searched(&Scope { truths, cancels: true, busy: true, ..scope(3, 2, 2) }) > 5_000);
+    assert!(searched(&Scope { truths, cancels: true, ..scope(3, 2, 2) }) > 5_000);
 }
 
 /// Larger machines take minutes without optimisation: `cargo test --release -- --ignored search`.
@@ -314,9 +318,9 @@ fn larger_machines() {
     searched(&scope(3, 1, 2));
     searched(&Scope { looks_in_flight: 2, ..scope(2, 1, 2) });
     let truths = vec![vec![Clean, Dirty, Locked, Failing, Gone], vec![Clean, Dirty]];
-    searched(&Scope { truths, cancels: true, busy: true, driver_fails: true, ..scope(2, 1, 2) });
+    searched(&Scope { truths, cancels: true, driver_fails: true, ..scope(2, 1, 2) });
     let truths = vec![vec![Clean, Dirty], vec![Clean], vec![], vec![Clean]];
-    searched(&Scope { truths, cancels: true, busy: true, ..scope(4, 2, 2) });
+    searched(&Scope { truths, cancels: true, ..scope(4, 2, 2) });
 }
 
 /// The search can fail: each mistake planted here is found.

@@ -94,7 +94,7 @@ pub fn parse_selection(text: &str) -> Result<GpuSelection, String> {
 }
 
 /// The UUIDs a selection means on this machine, in PCI order; `None` for all of them. Every name must exist.
-pub fn resolve(selection: &GpuSelection, snapshot: &GpuSnapshot) -> Result<Option<Vec<String>>, String> {
+fn resolve(selection: &GpuSelection, snapshot: &GpuSnapshot) -> Result<Option<Vec<String>>, String> {
     let GpuSelection::Listed(names) = selection else { return Ok(None) };
     let mut found = BTreeSet::new();
     for name in names {
@@ -106,7 +106,7 @@ pub fn resolve(selection: &GpuSelection, snapshot: &GpuSnapshot) -> Result<Optio
 
 /// The UUIDs that an inherited CUDA_VISIBLE_DEVICES leaves visible, read as CUDA reads it: the first entry that
 /// names no GPU ends the list, so the empty string and `-1` hide all. Indices are taken in PCI order.
-pub fn visible(value: &str, snapshot: &GpuSnapshot) -> Vec<String> {
+fn visible(value: &str, snapshot: &GpuSnapshot) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for entry in value.split(',').map(str::trim) {
         let Some(Ok(facts)) = GpuName::parse(entry).map(|name| name.find(snapshot)) else { break };

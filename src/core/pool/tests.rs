@@ -1,3 +1,4 @@
+use super::eligibility::why_never;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -72,6 +73,10 @@ impl Driver {
             [Action::Granted { lease, .. }] => lease.clone(),
             other => panic!("not granted: {other:?}"),
         }
+    }
+
+    fn quarantined(&self) -> usize {
+        self.pool.slots.values().filter(|slot| matches!(slot.state, State::Quarantined { .. })).count()
     }
 }
 
@@ -196,7 +201,7 @@ fn memory_that_does_not_come_back_is_quarantined_until_it_does() {
     let reason = "memory not back after 60 s, 2300 MiB still in use".to_owned();
     let expected = Action::Quarantined { gpu: gone_bad.clone(), reason };
     assert_eq!(driver.look(vec![with_used(0, 2300 * MIB)]), vec![expected]);
-    assert_eq!(driver.pool.quarantined().count(), 1);
+    assert_eq!(driver.quarantined(), 1);
     driver.request(8);
     let actions = driver.look(vec![gpu(0)]);
     assert_eq!(actions[0], Action::Restored { gpu: gone_bad });
@@ -211,7 +216,7 @@ fn memory_behind_a_foreign_lock_is_not_held_against_the_gpu() {
     driver.now += 100 * SECOND;
     let taken_over = GpuFacts { locked: true, ..with_used(0, 70 * GIB) };
     assert_eq!(driver.look(vec![taken_over]), vec![]);
-    assert_eq!(driver.pool.quarantined().count(), 0);
+    assert_eq!(driver.quarantined(), 0);
 }
 
 #[test]
@@ -233,28 +238,37 @@ fn a_gpu_lost_after_its_release_is_quarantined_as_lost() {
 }
 
 #[test]
-fn a_busy_gpu_is_skipped_for_a_while_and_its_companion_is_not() {
-    let mut driver = Driver::new(Policy { busy_pause: 20 * SECOND, ..pairs() });
-    let all = || (0..3).map(gpu).collect::<Vec<_>>();
-    let lease = driver.leased(0, all());
-    let busy = Event::Busy { lease: lease.id, gpu: Some("GPU-00".to_owned()) };
-    assert_eq!(driver.tell(busy), vec![Action::Observe]);
-    let since = driver.now;
+fn a_gpu_found_busy_is_released_like_any_other_and_not_leased_while_locked() {
+    let mut driver = Driver::new(singles());
+    let lease = driver.leased(0, vec![gpu(0)]);
+    assert_eq!(driver.tell(Event::Released { lease: lease.id }), vec![Action::Observe]);
+    let released_at = driver.now;
     driver.request(0);
-    let actions = driver.look(all());
-    let [Action::Granted { lease, .. }] = actions.as_slice() else { panic!("{actions:?}") };
-    assert_eq!(ordinals(lease), vec![1, 2]);
+    let full = || with_used(0, 70 * GIB);
+    let locked = |facts| GpuFacts { locked: true, ..facts };
+    let busy = "is locked by another scheduler on this host";
+    for (later, facts, obstacle) in [
+        (2, locked(gpu(0)), busy),
+        (20, full(), "has not given its memory back yet"),
+        (100, locked(full()), busy),
+        (101, full(), "holds 71700 MiB (limit 1000 MiB)"),
+        (102, locked(gpu(0)), busy),
+    ] {
+        driver.now = released_at + (later - 1) * SECOND;
+        let actions = driver.look(vec![facts]);
+        assert_eq!(reason(&actions), format!("1 GPU wanted, 0 free; GPU 0 {obstacle}"), "after {later} s");
+    }
+    assert!(matches!(driver.look(vec![gpu(0)]).as_slice(), [Action::Granted { .. }]));
+}
+
+#[test]
+fn the_companion_of_a_busy_gpu_is_leased_again_at_once() {
+    let mut driver = Driver::new(pairs());
+    let lease = driver.leased(0, (0..3).map(gpu).collect());
+    assert_eq!(ordinals(&lease), vec![0, 1]);
     let _observe = driver.tell(Event::Released { lease: lease.id });
-    driver.request(8);
-    driver.request(16);
-    let later = driver.look(all());
-    assert!(matches!(
-        later.as_slice(),
-        [Action::Granted { .. }, Action::Waiting { reason, .. }]
-            if reason.contains("GPU 0 was found locked by another scheduler")
-    ));
-    driver.now = since + 20 * SECOND;
-    assert!(reason(&driver.look(all())).starts_with("2 GPUs wanted, 1 free; GPU 1 leased"));
+    let busy = GpuFacts { locked: true, ..gpu(0) };
+    assert_eq!(ordinals(&driver.leased(0, vec![busy, gpu(1), gpu(2)])), vec![1, 2]);
 }
 
 #[test]
@@ -269,7 +283,8 @@ fn an_unknown_driver_state_grants_nothing_and_touches_no_lease() {
         reason(&actions),
         "no new leases while the state of the GPUs is unknown: the NVIDIA driver does not answer (waited 5 s)"
     );
-    assert_eq!(driver.pool.leases().next(), Some((lease, Some(range(0)))));
+    let holding = Holding { range: range(0), gpus: vec![gpu(0).uuid] };
+    assert_eq!(driver.pool.leases, BTreeMap::from([(lease.id, holding)]));
 }
 
 #[test]
@@ -280,46 +295,6 @@ fn a_cancelled_request_is_not_granted() {
     assert_eq!(driver.tell(Event::Cancelled { range: range(0) }), vec![]);
     let actions = driver.look(vec![gpu(0), gpu(1)]);
     assert!(matches!(actions.as_slice(), [Action::Granted { range: r, .. }] if *r == range(8)));
-}
-
-#[test]
-fn adopted_leases_keep_their_gpus_and_their_ids() {
-    let mut driver = Driver::new(singles());
-    let held = |id, ordinal: u32| Lease {
-        id: LeaseId(id),
-        gpus: vec![LeasedGpu { ordinal, uuid: gpu(ordinal).uuid }],
-    };
-    for lease in [held(7, 0), held(7, 1), held(9, 0)] {
-        assert_eq!(driver.tell(Event::Adopted { range: Some(range(0)), lease }), vec![]);
-    }
-    driver.request(8);
-    driver.request(16);
-    let actions = driver.look(vec![with_used(0, 70 * GIB), gpu(1)]);
-    let [Action::Granted { lease, .. }, Action::Waiting { reason, .. }] = actions.as_slice() else {
-        panic!("{actions:?}")
-    };
-    assert_eq!((lease.id, ordinals(lease)), (LeaseId(10), vec![1]));
-    assert_eq!(reason, "1 GPU wanted, 0 free; GPU 0 leased to 0_8, GPU 1 leased to 8_16");
-    assert_eq!(driver.tell(Event::Released { lease: LeaseId(9) }), vec![], "it held no GPU");
-    assert_eq!(driver.tell(Event::Released { lease: LeaseId(7) }), vec![Action::Observe]);
-}
-
-#[test]
-fn a_blamed_gpu_gets_no_new_lease_until_cleared() {
-    let mut driver = Driver::new(singles());
-    let lease = driver.leased(0, vec![gpu(0)]);
-    let reason = || "two ranges failed on it".to_owned();
-    let blamed = || Event::Blamed { gpu: "GPU-00".to_owned(), reason: reason() };
-    let gpu_0 = lease.gpus[0].clone();
-    assert_eq!(driver.tell(blamed()), vec![Action::Quarantined { gpu: gpu_0.clone(), reason: reason() }]);
-    assert_eq!(driver.tell(blamed()), vec![], "said once");
-    let _observe = driver.tell(Event::Released { lease: lease.id });
-    driver.request(8);
-    let text = "1 GPU wanted, 0 free; GPU 0 quarantined: two ranges failed on it";
-    assert_eq!(super::tests::reason(&driver.look(vec![gpu(0)])), text);
-    let cleared = driver.tell(Event::Cleared { gpu: "GPU-00".to_owned() });
-    assert_eq!(cleared, vec![Action::Restored { gpu: gpu_0 }, Action::Observe]);
-    assert!(matches!(driver.look(vec![gpu(0)]).as_slice(), [Action::Granted { .. }]));
 }
 
 #[test]
