@@ -1511,7 +1511,8 @@ fn a_whole_run_in_which_ranges_are_complete_already_does_only_the_rest() {
         assert_eq!(end.ending, Ending::Merged);
         assert!(end.merge.unwrap().unwrap().complete);
         let referee = Referee::judge(journal.take_notes(), 2);
-        assert_eq!(referee.starts, [(C, Attempt(1)), (D, Attempt(1))]);
+        let starts = BTreeSet::from_iter(referee.starts);
+        assert_eq!(starts, BTreeSet::from([(C, Attempt(1)), (D, Attempt(1))]));
     });
 }
 
