@@ -19,7 +19,9 @@ use auto_scheduler::messages::{
     AttemptEnded, AttemptStarted, CancelLease, CloseRange, LeaseDelayed, LeaseGranted, MergeEnded,
     RangeClosed, RangeEnded, ReleaseLease, RequestLease, RunAttempt, StopAttempt, StopRequested, TreeGone,
 };
-use auto_scheduler::ports::{GpuError, StoreError};
+use auto_scheduler::os::outputs::FolderOutputs;
+use auto_scheduler::ports::{GpuError, Outputs, StoreError};
+use auto_scheduler::types::layout::Layout;
 use auto_scheduler::types::state::{Counters, RangeState, RangeStatus};
 use auto_scheduler::types::{Attempt, ExitOutcome, FailureClass, Lease, LeaseId, RangeId};
 use fakes::{
@@ -28,7 +30,7 @@ use fakes::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -85,11 +87,16 @@ fn command() -> WorkerCommand {
 
 impl Bench {
     fn new(journal: &Journal) -> Self {
-        let (store, outputs) = (FakeStore::new(journal), FakeOutputs::new(journal));
+        let outputs = FakeOutputs::new(journal);
+        Self::with_outputs(journal, outputs.clone(), outputs)
+    }
+
+    fn with_outputs(journal: &Journal, used: Arc<dyn Outputs>, outputs: Arc<FakeOutputs>) -> Self {
+        let store = FakeStore::new(journal);
         let processes = Rc::new(FakeProcesses::new(journal));
         let shared = Shared {
             store: store.clone(),
-            outputs: outputs.clone(),
+            outputs: used,
             sweeper: Arc::new(FakeSweeper { journal: journal.clone() }),
             processes: processes.clone(),
             command: command(),
@@ -468,6 +475,49 @@ fn giving_up_is_not_told_until_it_could_be_written() {
             (secs(5), "peer <- RangeClosed 0_4".to_owned()),
         ];
         assert_eq!(journal.take_timed(), expected);
+    });
+}
+
+/// Runs one attempt that writes all its rows into a real file, while the save that makes the range complete fails once.
+async fn complete_after_a_failed_save(
+    journal: &Journal,
+    outcome: ExitOutcome,
+    full_copy: bool,
+) -> (RangeState, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let real = Arc::new(FolderOutputs::new(Layout::new(folder.path())));
+    let bench = Bench::with_outputs(journal, real, FakeOutputs::new(journal));
+    bench.run(1);
+    journal.until(secs(1)).await;
+    let dir = folder.path().join(Layout::attempt_dir(A, Attempt(1)));
+    std::fs::create_dir_all(&dir).unwrap();
+    let rows = "data_id,text\n0,a\n1,b\n2,c\n3,d\n";
+    std::fs::write(dir.join(A.result_file()), rows).unwrap();
+    if full_copy {
+        std::fs::write(dir.join(A.full_result_file()), rows).unwrap();
+    }
+    bench.store.fail_save(2);
+    bench.end(1, [], outcome, false);
+    journal.until(secs(20)).await;
+    (bench.store.state(A).unwrap(), journal.take())
+}
+
+#[test]
+fn no_row_is_lost_when_the_state_of_a_range_whose_file_was_moved_cannot_be_saved_at_first() {
+    on_paused_clock(async |journal| {
+        let (state, lines) = complete_after_a_failed_save(&journal, ExitOutcome::Code(0), false).await;
+        assert!(lines.contains(&"could not save 0_4".to_owned()), "{lines:?}");
+        let files: Vec<String> = state.pieces.iter().map(|piece| piece.file.display().to_string()).collect();
+        assert_eq!((state.status, state.accepted_rows()), (RangeStatus::Complete, 4), "{lines:#?}");
+        assert_eq!(files, [A.result_file()]);
+    });
+}
+
+#[test]
+fn nothing_is_run_again_when_the_state_of_a_range_whose_file_was_moved_cannot_be_saved_at_first() {
+    on_paused_clock(async |journal| {
+        let (state, lines) = complete_after_a_failed_save(&journal, ExitOutcome::Signal(11), true).await;
+        assert_eq!((state.status, state.accepted_rows()), (RangeStatus::Complete, 4), "{lines:#?}");
     });
 }
 
@@ -1240,6 +1290,40 @@ fn progress_with_ranges_that_have_ended_or_failed_in_every_way_is_told_without_a
     });
 }
 
+#[test]
+fn an_attempt_that_could_not_begin_does_not_lower_the_number_of_running_ones() {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    on_paused_clock(async |journal| {
+        let watching = Watching::new(&journal);
+        let (attempt, lease) = (Attempt(1), lease(0, &[0, 1]));
+        watching.monitor.do_send(AttemptStarted { range: A, attempt, lease, command: vec!["worker".into()] });
+        // What a range tells whose state could not be saved: no process of it was ever started.
+        watching.monitor.do_send(AttemptEnded {
+            range: B,
+            attempt,
+            report: failed(FailureClass::Environment, 0),
+        });
+        journal.until(secs(31)).await;
+    });
+    let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let progress = said.lines().find(|line| line.contains("Progress")).unwrap();
+    assert!(progress.contains("0/2 completed, 1 running"), "{said}");
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // All of them
 
@@ -1540,6 +1624,28 @@ fn a_whole_run_that_is_stopped_starts_nothing_more_and_ends_when_the_workers_hav
             let state = world.store.state(range).unwrap();
             assert_eq!((state.status, state.open), (RangeStatus::Pending, None), "{range}");
         }
+    });
+}
+
+#[test]
+fn a_second_stop_ends_a_run_in_which_giving_up_cannot_be_written() {
+    on_paused_clock(async |journal| {
+        let world = World::new(&journal, 2);
+        world.store.refuse(RangeStatus::GivenUp);
+        let processes = scripted(&journal, &world, fates);
+        let mut run = start_run(&journal, &world, processes, policy(1), vec![RangeState::new(B)]);
+        journal.until(secs(4000)).await;
+        assert_eq!(journal.take().last().unwrap(), "could not save 4_8");
+        for _ in 0..2 {
+            run.supervisor.do_send(StopRequested { cause: StopCause::Interrupt });
+            journal.until(journal.now() + secs(60)).await;
+        }
+        let ending = run.done.try_recv().map(|end| end.ending);
+        // The program would be over; here the range's actor lives on and tries again.
+        world.store.refuse(RangeStatus::Superseded);
+        journal.until(journal.now() + secs(60)).await;
+        journal.take();
+        assert_eq!(ending.ok(), Some(Ending::Stopped(StopCause::Interrupt)));
     });
 }
 

@@ -302,6 +302,7 @@ pub struct FakeStore {
     last_lines: Mutex<BTreeMap<(RangeId, Attempt), String>>,
     saves: AtomicUsize,
     failing_saves: Mutex<BTreeSet<usize>>,
+    refused: Mutex<Option<RangeStatus>>,
     /// Before a save takes effect.
     pub gate: Gate,
 }
@@ -315,6 +316,7 @@ impl FakeStore {
             last_lines: Mutex::default(),
             saves: AtomicUsize::new(0),
             failing_saves: Mutex::default(),
+            refused: Mutex::default(),
             gate: Gate::default(),
         })
     }
@@ -335,6 +337,11 @@ impl FakeStore {
     /// Makes the n-th save from now on fail.
     pub fn fail_save(&self, nth: usize) {
         self.failing_saves.lock().unwrap().insert(self.saves.load(Ordering::SeqCst) + nth);
+    }
+
+    /// Makes every save of such a state fail.
+    pub fn refuse(&self, status: RangeStatus) {
+        *self.refused.lock().unwrap() = Some(status);
     }
 
     pub fn record(&self, range: RangeId, attempt: Attempt, outcome: ExitOutcome, told_to_stop: bool) {
@@ -362,7 +369,8 @@ impl StateStore for FakeStore {
     fn save(&self, state: &RangeState) -> Result<(), StoreError> {
         self.gate.pass();
         let nth = self.saves.fetch_add(1, Ordering::SeqCst) + 1;
-        if self.failing_saves.lock().unwrap().contains(&nth) {
+        let refused = *self.refused.lock().unwrap() == Some(state.status);
+        if refused || self.failing_saves.lock().unwrap().contains(&nth) {
             self.journal.note(Note::SaveFailed(state.range()));
             return Err(broken("the state file"));
         }
