@@ -321,12 +321,12 @@ pub fn merge(out: &Path) -> Result<ExitCode, Failure> {
     let _mastery = preflight::take_locks(&folder, "merge")?;
     let plan = preflight::read_plan(&folder.layout)?.ok_or_else(|| no_run(out))?;
     let ids: Vec<i64> = plan.ids.iter().map(|sample| sample.id).collect();
-    for state in folder.store.load_all()? {
+    for mut state in folder.store.load_all()? {
         let alive = locks::is_held(&folder.layout.range_lock(state.range())).unwrap_or(true);
         if alive {
             tracing::warn!(range = %state.range(), "its worker is still running; what it has so far is not merged");
         } else if state.open.is_some() || state.status == RangeStatus::Running {
-            crate::settle::settle(folder.world(), state, &ids, false)?;
+            crate::settle::settle(folder.world(), &mut state, &ids, false)?;
         }
     }
     let merged = merge_plan(&*folder.store, &*folder.outputs, &plan.ranges, &ids)

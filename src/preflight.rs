@@ -183,10 +183,10 @@ fn refuse_foreign_results(layout: &Layout) -> Result<(), Failure> {
 pub fn recover(folder: &Folder, ids: &[i64], grace: Duration) -> Result<(), Failure> {
     let states = folder.store.load_all()?;
     end_leftovers(folder, &states, grace)?;
-    for state in states {
+    for mut state in states {
         let range = state.range();
         if state.open.is_some() || state.status == RangeStatus::Running {
-            let (state, failure) = settle::settle(folder.world(), state, ids, false)?;
+            let failure = settle::settle(folder.world(), &mut state, ids, false)?;
             let rows = state.accepted_rows();
             match failure {
                 Some((class, _)) => tracing::info!(%range, rows, "judged what an earlier run left: {class}"),

@@ -23,38 +23,39 @@ pub struct World<'a> {
 /// Judges the open attempt of `state`, if there is one, and completes the range where nothing is left.
 ///
 /// # Errors
-/// A document or file could not be read or written; `state` on disk is then either the old or the new one.
+/// A document or file could not be read or written. `state` is then what is on disk, so that the next try goes on from
+/// there: a verdict that was written is never reached again from files that have moved since.
 pub fn settle(
     world: World,
-    mut state: RangeState,
+    state: &mut RangeState,
     ids: &[i64],
     stop_requested: bool,
-) -> Result<(RangeState, Failure), StoreError> {
+) -> Result<Failure, StoreError> {
     let mut failure = None;
     if let Some(open) = state.open.clone() {
-        failure = judge_open(world, &mut state, &open, ids, stop_requested)?;
-        if !worker::all_accepted(&state, ids) {
-            world.store.save(&state)?;
-            return Ok((state, failure));
+        let mut judged = state.clone();
+        failure = judge_open(world, &mut judged, &open, ids, stop_requested)?;
+        if worker::all_accepted(&judged, ids) {
+            // Not done until its file stands.
+            judged.status = RangeStatus::Running;
         }
-        // What was accepted is on disk before any file is moved.
-        state.status = RangeStatus::Running;
-        world.store.save(&state)?;
+        world.store.save(&judged)?;
+        *state = judged;
     }
-    if state.status != RangeStatus::Complete && worker::all_accepted(&state, ids) {
-        complete(world, &mut state, ids)?;
+    if state.status != RangeStatus::Complete && worker::all_accepted(state, ids) {
+        complete(world, state, ids)?;
     }
-    Ok((state, failure))
+    Ok(failure)
 }
 
 /// Turns a range all of whose ids are accepted into a complete one with its drop-in file.
 pub fn complete(world: World, state: &mut RangeState, ids: &[i64]) -> Result<(), StoreError> {
     let range = state.range();
     let piece = world.outputs.assemble(range, &state.pieces, plan::ids_of(ids, range))?;
-    let replaced = std::mem::replace(&mut state.pieces, vec![piece]);
-    state.status = RangeStatus::Complete;
-    world.store.save(state)?;
-    world.outputs.discard(range, &replaced);
+    let done = RangeState { pieces: vec![piece], status: RangeStatus::Complete, ..state.clone() };
+    world.store.save(&done)?;
+    world.outputs.discard(range, &state.pieces);
+    *state = done;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ mod fakes;
 use actix::{Actor, Addr, AsyncContext};
 use auto_scheduler::actors::gpu_pool::GpuPool;
 use auto_scheduler::actors::merge::MergeActor;
-use auto_scheduler::actors::monitor::{Live, MonitorActor};
+use auto_scheduler::actors::monitor::MonitorActor;
 use auto_scheduler::actors::supervisor::{Orders, RangeOrders, RunEnd, SupervisorActor};
 use auto_scheduler::actors::worker::{Peers, Shared, WorkerActor};
 use auto_scheduler::core::command::WorkerCommand;
@@ -30,6 +30,7 @@ use fakes::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -560,7 +561,13 @@ impl Desk {
     fn new(journal: &Journal, policy: Policy, ranges: &[RangeId]) -> Self {
         let briefs = ranges
             .iter()
-            .map(|range| Brief { range: *range, rows_left: 8, complete: false, attempts: Attempt(0) })
+            .map(|range| Brief {
+                range: *range,
+                rows_left: 8,
+                complete: false,
+                accepted: false,
+                attempts: Attempt(0),
+            })
             .collect();
         Self::with_briefs(journal, policy, briefs)
     }
@@ -628,7 +635,13 @@ fn a_range_runs_on_its_lease_and_gives_it_back_before_it_is_judged() {
 fn the_range_with_the_most_rows_left_runs_first() {
     on_paused_clock(async |journal| {
         let rows = [(A, 4), (B, 9), (C, 9), (D, 20)];
-        let brief = |(range, rows_left)| Brief { range, rows_left, complete: false, attempts: Attempt(0) };
+        let brief = |(range, rows_left)| Brief {
+            range,
+            rows_left,
+            complete: false,
+            accepted: false,
+            attempts: Attempt(0),
+        };
         let _desk = Desk::with_briefs(&journal, policy(3), rows.map(brief).to_vec());
         let requests =
             ["pool <- RequestLease 12_16", "pool <- RequestLease 4_8", "pool <- RequestLease 8_12"];
@@ -696,10 +709,9 @@ fn a_run_in_which_nothing_runs_stops_once_the_wait_timeout_is_over() {
     on_paused_clock(async |journal| {
         let mut desk = Desk::new(&journal, Policy { wait_timeout: Some(secs(90)), ..policy(1) }, &[A]);
         assert_eq!(journal.settled().await, ["pool <- RequestLease 0_4"]);
-        journal.until(millis(90_999)).await;
+        journal.until(millis(89_999)).await;
         assert_eq!((journal.take(), desk.ending()), (vec![], None));
-        // Counted from the first of the supervisor's one-second ticks.
-        journal.until(secs(91)).await;
+        journal.until(millis(90_001)).await;
         assert_eq!(journal.settled().await, ["pool <- CancelLease 0_4"]);
         assert_eq!(desk.ending(), Some(Ending::Stopped(StopCause::WaitedTooLong)));
     });
@@ -876,7 +888,13 @@ fn a_configuration_that_never_worked_ends_the_run_with_its_cause() {
 #[test]
 fn the_end_of_the_run_is_sent_once_and_carries_what_the_merge_said() {
     on_paused_clock(async |journal| {
-        let briefs = [A, B].map(|range| Brief { range, rows_left: 0, complete: true, attempts: Attempt(1) });
+        let briefs = [A, B].map(|range| Brief {
+            range,
+            rows_left: 0,
+            complete: true,
+            accepted: true,
+            attempts: Attempt(1),
+        });
         let mut desk = Desk::with_briefs(&journal, policy(2), briefs.to_vec());
         let lines = journal.settled().await;
         assert_eq!(lines.len(), 4, "every complete range is told to both: {lines:?}");
@@ -895,7 +913,7 @@ fn the_end_of_the_run_is_sent_once_and_carries_what_the_merge_said() {
 #[test]
 fn a_merge_that_failed_ends_the_run_with_its_error() {
     on_paused_clock(async |journal| {
-        let brief = Brief { range: A, rows_left: 0, complete: true, attempts: Attempt(1) };
+        let brief = Brief { range: A, rows_left: 0, complete: true, accepted: true, attempts: Attempt(1) };
         let mut desk = Desk::with_briefs(&journal, policy(1), vec![brief]);
         journal.settled().await;
         desk.supervisor.do_send(MergeEnded { result: Err(StoreError::Data("a row is missing".into())) });
@@ -908,7 +926,7 @@ fn a_merge_that_failed_ends_the_run_with_its_error() {
 #[test]
 fn a_stop_during_the_merge_ends_the_run_without_waiting_for_it() {
     on_paused_clock(async |journal| {
-        let brief = Brief { range: A, rows_left: 0, complete: true, attempts: Attempt(1) };
+        let brief = Brief { range: A, rows_left: 0, complete: true, accepted: true, attempts: Attempt(1) };
         let mut desk = Desk::with_briefs(&journal, policy(1), vec![brief]);
         journal.settled().await;
         desk.stop(StopCause::Interrupt);
@@ -1198,28 +1216,27 @@ fn a_planned_range_without_a_state_file_is_an_error_and_nothing_is_merged() {
 // MonitorActor
 
 struct Watching {
-    folder: tempfile::TempDir,
+    store: Arc<FakeStore>,
     monitor: Addr<MonitorActor>,
 }
 
 impl Watching {
     fn new(journal: &Journal) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let store = FakeStore::new(journal);
         let left = BTreeMap::from([(A, 8), (B, 8)]);
-        let monitor = MonitorActor::new(folder.path().join("live.json"), "us".into(), false, left, 20);
-        Self { folder, monitor: journal.watch("monitor", monitor) }
+        let monitor = MonitorActor::new(store.clone(), "us".into(), false, left, 20);
+        Self { store, monitor: journal.watch("monitor", monitor) }
     }
 
+    /// What `live.json` says now.
     fn waiting(&self) -> Vec<(String, String)> {
-        let bytes = std::fs::read(self.folder.path().join("live.json")).unwrap();
-        let live: Live = serde_json::from_slice(&bytes).unwrap();
+        let live = self.store.lives.lock().unwrap().last().cloned().unwrap();
         assert_eq!(live.scheduler_id, "us");
         live.waiting.into_iter().collect()
     }
 
-    fn files(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.folder.path()).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    fn writes(&self) -> usize {
+        self.store.lives.lock().unwrap().len()
     }
 }
 
@@ -1236,9 +1253,10 @@ fn the_reasons_why_ranges_wait_appear_in_the_live_file_and_vanish_again() {
             monitor.do_send(LeaseDelayed { range, reason: reason.into() });
         }
         journal.until(millis(299)).await;
-        assert_eq!(watching.files(), NONE, "what happens together is written together");
+        assert_eq!(watching.writes(), 0, "what happens together is written together");
         journal.until(millis(301)).await;
         assert_eq!(watching.waiting(), [waits_for(A, "none free"), waits_for(B, "still none free")]);
+        assert_eq!(watching.writes(), 1);
         let (attempt, lease) = (Attempt(1), lease(0, &[0, 1]));
         monitor.do_send(AttemptStarted { range: A, attempt, lease, command: vec!["worker".into()] });
         journal.until(secs(1)).await;
@@ -1254,7 +1272,6 @@ fn the_reasons_why_ranges_wait_appear_in_the_live_file_and_vanish_again() {
         monitor.do_send(RangeEnded { range: A, end: End::Complete });
         journal.until(secs(4)).await;
         assert_eq!(watching.waiting(), []);
-        assert_eq!(watching.files(), ["live.json"]);
     });
 }
 
@@ -1262,11 +1279,10 @@ fn the_reasons_why_ranges_wait_appear_in_the_live_file_and_vanish_again() {
 fn a_monitor_that_cannot_write_its_file_goes_on() {
     on_paused_clock(async |journal| {
         let watching = Watching::new(&journal);
-        let path = watching.folder.path().to_owned();
-        std::fs::remove_dir(&path).unwrap();
+        watching.store.refuse_live.store(true, Ordering::SeqCst);
         watching.monitor.do_send(LeaseDelayed { range: A, reason: "none free".into() });
         journal.until(secs(1)).await;
-        std::fs::create_dir(&path).unwrap();
+        watching.store.refuse_live.store(false, Ordering::SeqCst);
         watching.monitor.do_send(LeaseDelayed { range: B, reason: "none free".into() });
         journal.until(secs(2)).await;
         assert_eq!(watching.waiting(), [waits_for(A, "none free"), waits_for(B, "none free")]);
@@ -1331,7 +1347,6 @@ fn an_attempt_that_could_not_begin_does_not_lower_the_number_of_running_ones() {
 struct Run {
     done: oneshot::Receiver<RunEnd>,
     supervisor: Addr<SupervisorActor>,
-    _folder: tempfile::TempDir,
 }
 
 struct World {
@@ -1354,7 +1369,6 @@ fn start_run(
     policy: Policy,
     states: Vec<RangeState>,
 ) -> Run {
-    let folder = tempfile::tempdir().unwrap();
     let samples = Arc::new(samples(0..16));
     let ids: Arc<Vec<i64>> = Arc::new((0..16).collect());
     let left: BTreeMap<RangeId, u64> =
@@ -1365,11 +1379,12 @@ fn start_run(
             range: state.range(),
             rows_left: left[&state.range()],
             complete: state.status == RangeStatus::Complete,
+            accepted: false,
             attempts: state.attempts,
         })
         .collect();
-    let live = folder.path().join("live.json");
-    let monitor = journal.watch("monitor", MonitorActor::new(live, "us".into(), false, left, 32));
+    let monitor =
+        journal.watch("monitor", MonitorActor::new(world.store.clone(), "us".into(), false, left, 32));
     let shared = Rc::new(Shared {
         store: world.store.clone(),
         outputs: world.outputs.clone(),
@@ -1422,7 +1437,7 @@ fn start_run(
         SupervisorActor::new(policy, briefs, orders, send)
     });
     journal.watch_addr("supervisor", &supervisor);
-    Run { done, supervisor, _folder: folder }
+    Run { done, supervisor }
 }
 
 /// Workers that take a while, fill their GPUs, and end as it is planned; memory comes back only some time later.

@@ -9,7 +9,7 @@ use crate::types::state::Live;
 use crate::types::words::duration_words;
 use crate::types::{FailureClass, RangeId};
 use actix::{Actor, AsyncContext, Context, Handler};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -32,7 +32,7 @@ pub struct MonitorActor {
     rows_left: BTreeMap<RangeId, u64>,
     complete: usize,
     given_up: usize,
-    running: usize,
+    running: BTreeSet<RangeId>,
     restarts: usize,
     began: Instant,
     said_progress: Option<Instant>,
@@ -59,7 +59,7 @@ impl MonitorActor {
             rows_left,
             complete: 0,
             given_up: 0,
-            running: 0,
+            running: BTreeSet::new(),
             restarts: 0,
             began: Instant::now(),
             said_progress: None,
@@ -104,7 +104,7 @@ impl MonitorActor {
             "Progress: {}/{} completed, {} running{given_up}, {} of {} input rows, elapsed: {:.1}s{eta}",
             self.complete,
             self.total,
-            self.running,
+            self.running.len(),
             done,
             self.rows_total,
             elapsed.as_secs_f64(),
@@ -140,7 +140,7 @@ impl Handler<LeaseDelayed> for MonitorActor {
         self.waits_for(msg.range, Some(msg.reason), ctx);
         // Queueing behind running ranges is no news; waiting while nothing runs is.
         ctx.run_later(IDLE_BEFORE_SAYING_SO, move |actor, _| {
-            if actor.running == 0
+            if actor.running.is_empty()
                 && let Some(reason) = actor.live.waiting.get(&msg.range.to_string())
             {
                 tracing::warn!("Nothing runs; range [{}, {}) waits: {reason}", msg.range.low, msg.range.high);
@@ -153,7 +153,7 @@ impl Handler<AttemptStarted> for MonitorActor {
     type Result = ();
 
     fn handle(&mut self, msg: AttemptStarted, ctx: &mut Context<Self>) {
-        self.running += 1;
+        self.running.insert(msg.range);
         let gpus: Vec<u32> = msg.lease.gpus.iter().map(|gpu| gpu.ordinal).collect();
         let (low, high) = (msg.range.low, msg.range.high);
         let attempt = if msg.attempt.0 > 1 { format!(" (attempt {})", msg.attempt) } else { String::new() };
@@ -167,7 +167,7 @@ impl Handler<AttemptEnded> for MonitorActor {
     type Result = ();
 
     fn handle(&mut self, msg: AttemptEnded, ctx: &mut Context<Self>) {
-        self.running = self.running.saturating_sub(1);
+        self.running.remove(&msg.range);
         self.rows_left.insert(msg.range, msg.report.rows_left);
         let (low, high) = (msg.range.low, msg.range.high);
         match &msg.report.failure {

@@ -162,22 +162,25 @@ impl WorkerActor {
         let shared = &self.shared;
         let (store, outputs, sweeper, ids) =
             (shared.store.clone(), shared.outputs.clone(), shared.sweeper.clone(), shared.ids.clone());
-        let state = self.state.clone();
+        let mut state = self.state.clone();
         off_thread(
             ctx,
             move || {
                 let world = World { store: &*store, outputs: &*outputs, sweeper: &*sweeper };
-                settle::settle(world, state, &ids, stop_requested)
+                let result = settle::settle(world, &mut state, &ids, stop_requested);
+                (state, result)
             },
-            move |result, actor, ctx| match result {
-                Ok((state, failure)) => {
-                    actor.state = state;
-                    actor.failure = failure;
-                    actor.step(Event::Settled { attempt }, ctx);
-                }
-                Err(error) => {
-                    actor.complain("judge the attempt", &error);
-                    actor.step(Event::SettleFailed { attempt }, ctx);
+            move |(state, result), actor, ctx| {
+                actor.state = state;
+                match result {
+                    Ok(failure) => {
+                        actor.failure = failure;
+                        actor.step(Event::Settled { attempt }, ctx);
+                    }
+                    Err(error) => {
+                        actor.complain("judge the attempt", &error);
+                        actor.step(Event::SettleFailed { attempt }, ctx);
+                    }
                 }
             },
         );

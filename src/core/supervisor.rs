@@ -397,11 +397,19 @@ impl Supervisor {
         if self.slots.values().all(|slot| matches!(slot.phase, Phase::Ended(_))) {
             self.merging = true;
         } else if let Some(ending) = &self.stop
-            && !self.slots.values().any(|slot| is_active(&slot.phase) || slot.phase == Phase::Closing)
+            && !self.slots.values().any(|slot| self.is_awaited(&slot.phase))
         {
             self.finished = true;
             actions.push(Action::Finish(ending.clone()));
         }
+    }
+}
+
+impl Supervisor {
+    /// What a stop waits for. Writing down that a range is given up may never succeed (a full disk), so a second
+    /// request does not wait for that.
+    fn is_awaited(&self, phase: &Phase) -> bool {
+        is_active(phase) || (*phase == Phase::Closing && !self.kill_now)
     }
 }
 

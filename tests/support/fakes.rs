@@ -10,7 +10,9 @@ use auto_scheduler::ports::{
     AttemptJob, Findings, GpuError, Gpus, Outputs, Processes, Started, StateStore, StoreError, Sweeper,
 };
 use auto_scheduler::types::layout::Layout;
-use auto_scheduler::types::state::{ExitRecord, GivenUp, MergeSummary, RangeState, RangeStatus, VERSION};
+use auto_scheduler::types::state::{
+    ExitRecord, GivenUp, Live, MergeSummary, RangeState, RangeStatus, VERSION,
+};
 use auto_scheduler::types::{
     Attempt, ExitOutcome, GpuFacts, GpuSnapshot, IdRows, IdRun, Lease, LeaseId, LeasedGpu, Piece, RangeId,
     Segment, ShardFacts,
@@ -21,7 +23,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -300,6 +302,9 @@ pub struct FakeStore {
     states: Mutex<BTreeMap<RangeId, RangeState>>,
     records: Mutex<BTreeMap<(RangeId, Attempt), ExitRecord>>,
     last_lines: Mutex<BTreeMap<(RangeId, Attempt), String>>,
+    /// Every `live.json` that was written, the newest last.
+    pub lives: Mutex<Vec<Live>>,
+    pub refuse_live: AtomicBool,
     saves: AtomicUsize,
     failing_saves: Mutex<BTreeSet<usize>>,
     refused: Mutex<Option<RangeStatus>>,
@@ -314,6 +319,8 @@ impl FakeStore {
             states: Mutex::default(),
             records: Mutex::default(),
             last_lines: Mutex::default(),
+            lives: Mutex::default(),
+            refuse_live: AtomicBool::new(false),
             saves: AtomicUsize::new(0),
             failing_saves: Mutex::default(),
             refused: Mutex::default(),
@@ -381,6 +388,14 @@ impl StateStore for FakeStore {
 
     fn load_all(&self) -> Result<Vec<RangeState>, StoreError> {
         Ok(self.states.lock().unwrap().values().cloned().collect())
+    }
+
+    fn save_live(&self, live: &Live) -> Result<(), StoreError> {
+        if self.refuse_live.load(Ordering::SeqCst) {
+            return Err(broken("live.json"));
+        }
+        self.lives.lock().unwrap().push(live.clone());
+        Ok(())
     }
 
     fn exit_record(&self, range: RangeId, attempt: Attempt) -> Result<Option<ExitRecord>, StoreError> {
@@ -521,7 +536,7 @@ pub fn summary(ranges: &[RangeState], ids: &[i64]) -> MergeSummary {
 
 /// Two rows for each id, as `FakeOutputs` writes them.
 pub fn samples(ids: impl IntoIterator<Item = i64>) -> Vec<IdRows> {
-    ids.into_iter().map(|id| IdRows { id, rows: 2, span: None, crc: 0 }).collect()
+    ids.into_iter().map(|id| IdRows { id, rows: 2, span: None, digest: 0 }).collect()
 }
 
 pub struct FakeSweeper {
