@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -54,6 +55,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, Failure> {
             "add --worker \"python3 your_worker.py\": any program that takes the original worker's command line",
         ));
     }
+    let armed = signals::exit_on_stop(|cause| stop_code(cause).code())
+        .map_err(|error| Failure::refused(format!("cannot handle signals: {error}")))?;
     let prepared = prepare(config)?;
     if let Some(summary) = already_merged(&prepared) {
         tracing::info!("Every range is complete and the merged file is as it was written; nothing to do");
@@ -65,7 +68,7 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, Failure> {
         ));
         return Ok(ExitCode::Done);
     }
-    let end = supervise(config, &prepared)?;
+    let end = supervise(config, &prepared, &armed)?;
     let states = prepared.folder.store.load_all().map_err(|error| merge_failure(&error))?;
     conclude(&prepared, end, &states, began.elapsed())
 }
@@ -74,11 +77,11 @@ fn prepare(config: &RunConfig) -> Result<Prepared, Failure> {
     let input = preflight::scan(config)?;
     let scheduler_id = format!("{:016x}", rand::random::<u64>());
     let machine = preflight::gpus(config)?;
+    let (folder, mastery) = preflight::take_folder(&config.output_path, &scheduler_id)?;
     locks::make_lock_dir(&machine.lock_dir).map_err(|error| {
         Failure::refused(format!("cannot create {}: {error}", machine.lock_dir.display()))
             .hint("see --lock-dir")
     })?;
-    let (folder, mastery) = preflight::take_folder(&config.output_path, &scheduler_id)?;
     let old = preflight::read_plan(&folder.layout)?;
     if let Some(plan) = &old {
         preflight::check_same_job(plan, &input, config)?;
@@ -135,7 +138,7 @@ fn already_merged(prepared: &Prepared) -> Option<MergeSummary> {
 }
 
 /// Runs the actors until the supervisor says how it ended.
-fn supervise(config: &RunConfig, prepared: &Prepared) -> Result<RunEnd, Failure> {
+fn supervise(config: &RunConfig, prepared: &Prepared, armed: &AtomicBool) -> Result<RunEnd, Failure> {
     let (console, printer) = match config.quiet {
         true => (Console::quiet(), None),
         false => Console::start(std::io::stderr()).map(|(c, t)| (c, Some(t))).map_err(|error| {
@@ -148,7 +151,7 @@ fn supervise(config: &RunConfig, prepared: &Prepared) -> Result<RunEnd, Failure>
         let (done, ended) = oneshot::channel();
         let supervisor = start_actors(config, prepared, console.clone(), done);
         let stop: Recipient<StopRequested> = supervisor.recipient();
-        let handling = signals::forward(move |cause| stop.do_send(StopRequested { cause }));
+        let handling = signals::forward(armed, move |cause| stop.do_send(StopRequested { cause }));
         match handling {
             Ok(()) => ended
                 .await
@@ -270,6 +273,15 @@ fn shared(
     }
 }
 
+fn stop_code(cause: StopCause) -> ExitCode {
+    match cause {
+        StopCause::Interrupt => ExitCode::Interrupted,
+        StopCause::Terminate => ExitCode::Terminated,
+        StopCause::HangUp => ExitCode::HungUp,
+        StopCause::WaitedTooLong => ExitCode::Resumable,
+    }
+}
+
 /// The last words of a run and its exit code.
 fn conclude(
     prepared: &Prepared,
@@ -291,12 +303,7 @@ fn conclude(
         }
         (Ending::Stopped(cause), _) => {
             summary::print(&summary::of_stop(layout, &planned, elapsed));
-            Ok(match cause {
-                StopCause::Interrupt => ExitCode::Interrupted,
-                StopCause::Terminate => ExitCode::Terminated,
-                StopCause::HangUp => ExitCode::HungUp,
-                StopCause::WaitedTooLong => ExitCode::Resumable,
-            })
+            Ok(stop_code(cause))
         }
         (Ending::Broken(cause), _) => Err(Failure::new(
             ExitCode::Broken,
@@ -325,7 +332,7 @@ pub fn merge(out: &Path) -> Result<ExitCode, Failure> {
         let alive = locks::is_held(&folder.layout.range_lock(state.range())).unwrap_or(true);
         if alive {
             tracing::warn!(range = %state.range(), "its worker is still running; what it has so far is not merged");
-        } else if state.open.is_some() || state.status == RangeStatus::Running {
+        } else if state.open.is_some() {
             crate::settle::settle(folder.world(), &mut state, &ids, false)?;
         }
     }

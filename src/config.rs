@@ -118,7 +118,8 @@ pub fn run_config(args: &RunArgs) -> Result<RunConfig, Failure> {
 fn split_worker(text: &str) -> Result<Vec<String>, Failure> {
     let words = shlex::split(text).filter(|words| words.first().is_some_and(|program| !program.is_empty()));
     words.ok_or_else(|| {
-        usage(format!("--worker {text:?} is no command: it is empty or a quote is not closed"))
+        // Not shown: it may hold a secret.
+        usage("--worker is no command: it is empty or a quote is not closed")
             .hint("for example --worker \"python3 my_worker.py\"")
     })
 }

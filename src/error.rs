@@ -118,7 +118,12 @@ impl From<crate::ports::StoreError> for Failure {
             crate::ports::StoreError::Garbage { path, .. } => {
                 failure.hint(format!("move {} away; what only it knew is then done again", path.display()))
             }
-            _ => failure,
+            crate::ports::StoreError::Held(_) => {
+                failure.hint("give the same command again once that worker has ended")
+            }
+            crate::ports::StoreError::Data(_) => {
+                failure.hint("nothing was lost; mend what is named and give the same command again")
+            }
         }
     }
 }

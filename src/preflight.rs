@@ -3,7 +3,7 @@
 
 use crate::config::RunConfig;
 use crate::core::plan;
-use crate::core::pool;
+use crate::core::{pool, worker};
 use crate::error::Failure;
 use crate::os::files::{io_error, read_json, write_json_compact};
 use crate::os::local::LocalSweeper;
@@ -154,17 +154,17 @@ fn holder(scheduler_id: &str) -> Holder {
         scheduler_id: scheduler_id.into(),
         attempt: None,
         tmpdir: None,
+        output_inode: None,
     }
 }
 
 /// Result files without a plan of ours are somebody's work that we must not write over.
 fn refuse_foreign_results(layout: &Layout) -> Result<(), Failure> {
-    if layout.plan().exists() || !layout.out.exists() {
+    if layout.plan().exists() || layout.scheduler_lock().exists() || !layout.out.exists() {
         return Ok(());
     }
     let names = fs::read_dir(&layout.out).map_err(io_error("read", &layout.out))?;
-    // Without even a lock of ours, state files are the other program's.
-    let stale = |name: &str| !layout.scheduler_lock().exists() && name.starts_with("worker_args_");
+    let stale = |name: &str| name.starts_with("worker_args_");
     let foreign = names
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -185,7 +185,8 @@ pub fn recover(folder: &Folder, ids: &[i64], grace: Duration) -> Result<(), Fail
     end_leftovers(folder, &states, grace)?;
     for mut state in states {
         let range = state.range();
-        if state.open.is_some() || state.status == RangeStatus::Running {
+        let unfinished = !matches!(state.status, RangeStatus::Complete | RangeStatus::Superseded);
+        if state.open.is_some() || (unfinished && worker::all_accepted(&state, ids)) {
             let failure = settle::settle(folder.world(), &mut state, ids, false)?;
             let rows = state.accepted_rows();
             match failure {
@@ -353,7 +354,12 @@ fn reopen(folder: &Folder, states: &mut [RangeState]) -> Result<(), Failure> {
                 || fs::metadata(folder.layout.at(&piece.file)).is_ok_and(|meta| meta.len() == piece.len)
         };
         let lost = state.pieces.iter().any(|piece| !stands(piece));
-        if state.status == RangeStatus::Superseded || (state.status != RangeStatus::GivenUp && !lost) {
+        if state.status == RangeStatus::Superseded {
+            // Its files may have become other ranges' long ago.
+            state.pieces.retain(stands);
+            continue;
+        }
+        if state.status != RangeStatus::GivenUp && !lost {
             continue;
         }
         if lost {

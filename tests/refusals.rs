@@ -248,9 +248,8 @@ fn results_without_a_plan_are_refused() {
 fn a_document_of_a_newer_version_is_refused() {
     let bench = Bench::new(0..8);
     let flags = finished(&bench);
-    let plan = fs::read_to_string(bench.out("plan.json"))
-        .expect("text")
-        .replace("\"version\": 1", "\"version\": 99");
+    let plan =
+        fs::read_to_string(bench.out("plan.json")).expect("text").replace("\"version\":1", "\"version\":99");
     fs::write(bench.out("plan.json"), plan).expect("it can be written");
     bench.finish(&flags).refused(&["plan.json", "99", "newer"]);
 }
@@ -262,8 +261,6 @@ fn a_plan_that_is_garbage_is_refused() {
     fs::write(bench.out("plan.json"), "{\"version\": 1, ").expect("it can be written");
     bench.finish(&flags).refused(&["plan.json"]);
 }
-
-// From here on: what the program does not do yet.
 
 #[test]
 fn a_refused_folder_is_not_touched() {

@@ -208,8 +208,6 @@ fn a_stranger_with_the_workers_command_line_and_folder_is_left_alone() {
     resume(&bench);
 }
 
-// From here on: what the program does not do yet.
-
 #[test]
 fn a_stop_while_leftovers_of_an_earlier_scheduler_are_ended_has_its_exit_code() {
     let bench = Bench::new(0..10);

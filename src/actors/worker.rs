@@ -109,7 +109,7 @@ impl WorkerActor {
 
     fn name(&mut self, attempt: Attempt, lease: Lease, ctx: &mut Context<Self>) {
         let Some(gap) = plan::first_gap(&self.shared.ids, &self.state) else {
-            // Everything is accepted already; settling will complete the range.
+            // Nothing is left to do, which preflight has already dealt with.
             return self.step(Event::Named { attempt, ok: false }, ctx);
         };
         let dir = Layout::attempt_dir(self.state.range(), attempt);

@@ -87,9 +87,8 @@ pub fn masked(argv: &[String]) -> Vec<String> {
 
 fn is_secret(name: &str) -> bool {
     let words = name.split(|c: char| !c.is_ascii_alphanumeric()).map(str::to_ascii_lowercase);
-    let secret =
-        ["token", "key", "apikey", "secret", "password", "passwd", "passphrase", "credential", "credentials"];
-    words.into_iter().any(|word| secret.contains(&word.as_str()))
+    let secret = ["token", "key", "secret", "password", "passwd", "passphrase", "credential", "credentials"];
+    words.into_iter().any(|word| secret.iter().any(|end| word.ends_with(end)))
 }
 
 /// A float as Python's `str` prints it, since that is what the original puts on a worker's command line.
@@ -178,8 +177,10 @@ mod tests {
 
     #[test]
     fn secrets_are_masked_and_token_counts_are_not() {
-        let line = words("env HF_TOKEN=abc w --api-key abc --max_tokens 9 --secret=abc --token --resume");
-        let shown = "env HF_TOKEN=*** w --api-key *** --max_tokens 9 --secret=*** --token --resume";
+        let line = words(
+            "env HF_TOKEN=abc MYSECRET=abc w --apitoken abc --api-key abc --max_tokens 9 --secret=abc --token --resume",
+        );
+        let shown = "env HF_TOKEN=*** MYSECRET=*** w --apitoken *** --api-key *** --max_tokens 9 --secret=*** --token --resume";
         assert_eq!(masked(&line), words(shown));
     }
 

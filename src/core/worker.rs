@@ -219,7 +219,7 @@ pub fn apply(
     }
     let class = failure.as_ref().map(|(class, _)| *class);
     state.counters = restart::count(state.counters, class, highest);
-    if class != Some(FailureClass::GpuBusy) {
+    if !matches!(class, Some(FailureClass::GpuBusy | FailureClass::Environment)) {
         state.counters.starts += 1;
     }
     if let Some((class, message)) = &failure {

@@ -100,9 +100,10 @@ impl Processes for LocalProcesses {
             if let Some(pid) = pid
                 && !reaped.get()
             {
-                // One TERM asks, a second one insists.
-                for _ in 0..if kill_now { 2 } else { 1 } {
-                    let _ = rustix::process::kill_process(pid, Signal::TERM);
+                // One request asks, a second one insists. Two of the same signal might arrive as one.
+                let signals = [Signal::TERM, Signal::INT];
+                for signal in &signals[..if kill_now { 2 } else { 1 }] {
+                    let _ = rustix::process::kill_process(pid, *signal);
                 }
             }
         };
@@ -166,7 +167,11 @@ impl Sweeper for LocalSweeper {
             return;
         }
         let Some(tmpdir) = holder.tmpdir else { return };
-        process::sweep(Some(holder.pid as i32), &format!("TMPDIR={tmpdir}"));
+        process::sweep(&process::Marks {
+            session: (holder.pid as i32, holder.start_ticks),
+            tag: format!("TMPDIR={tmpdir}"),
+            output_inode: holder.output_inode,
+        });
         // The shim's own folder, under a random name of its own making.
         let _ = std::fs::remove_dir_all(tmpdir);
     }

@@ -67,18 +67,45 @@ pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Kills what is left of a session whose leader is gone, and whatever carries `tag` in its environment, until
-/// nothing is found any more.
-///
-/// A session's number cannot be reused while a process of it lives, so on the same boot it names only ours.
-pub fn sweep(session: Option<i32>, tag: &str) {
+/// What processes of one attempt have in common, whatever else they do.
+#[derive(Debug, Clone)]
+pub struct Marks {
+    /// Their session's number and when its leader started.
+    pub session: (i32, u64),
+    /// An entry of their environment.
+    pub tag: String,
+    /// The pipe that took their output.
+    pub output_inode: Option<u64>,
+}
+
+impl Marks {
+    fn are_on(&self, process: ProcessInfo, session: Option<i32>) -> bool {
+        Some(process.session) == session || carries(process.pid, &self.tag) || self.writes_to_us(process.pid)
+    }
+
+    /// A session's number is not used again while a process of it lives. If somebody else has it as a pid, nothing of
+    /// ours is left in it, and it may by now be that one's session.
+    fn own_session(&self) -> Option<i32> {
+        let (leader, start_ticks) = self.session;
+        info(leader).is_none_or(|now| now.start_ticks == start_ticks).then_some(leader)
+    }
+
+    fn writes_to_us(&self, pid: i32) -> bool {
+        let Some(inode) = self.output_inode else { return false };
+        let ours = format!("pipe:[{inode}]");
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == ours.as_str()))
+    }
+}
+
+/// Kills whatever carries an attempt's marks, until nothing is found any more. For attempts whose shim is gone.
+pub fn sweep(marks: &Marks) {
     let own = std::process::id() as i32;
     let mut quiet_passes = 0;
     while quiet_passes < 2 {
-        let victims: Vec<ProcessInfo> = all()
-            .into_iter()
-            .filter(|p| p.pid != own && !p.zombie && (Some(p.session) == session || carries(p.pid, tag)))
-            .collect();
+        let session = marks.own_session();
+        let ours = |p: &ProcessInfo| p.pid != own && !p.zombie && marks.are_on(*p, session);
+        let victims: Vec<ProcessInfo> = all().into_iter().filter(ours).collect();
         quiet_passes = if victims.is_empty() { quiet_passes + 1 } else { 0 };
         for victim in victims {
             signal(victim, Signal::KILL);

@@ -10,6 +10,7 @@ use crate::types::layout::Layout;
 use crate::types::shim::{ShimSpec, TRAMPOLINE};
 use crate::types::state::{ExitRecord, Holder, RangeState, VERSION};
 use std::fs;
+use std::io::{PipeReader, PipeWriter};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -19,6 +20,9 @@ struct Held {
     _gpus: Vec<FileLock>,
     tmpdir: tempfile::TempDir,
 }
+
+/// The worker's output: what we read, and what it writes to.
+type Pipe = (PipeReader, PipeWriter);
 
 /// Runs one attempt to the end of its process tree.
 ///
@@ -50,12 +54,22 @@ pub fn live(spec: &ShimSpec) -> Result<(), String> {
         output_bytes: 0,
         cut_bytes: 0,
     };
-    match prepare(&layout, spec, range_lock) {
-        Ok((held, log)) => supervise(&layout, spec, signals, log, &held.tmpdir, &mut record),
-        Err(outcome) => record.outcome = outcome,
-    }
+    let prepared = prepare(&layout, spec, range_lock);
+    let held = match prepared {
+        Ok((held, log, pipe)) => {
+            supervise(&layout, spec, signals, log, pipe, &held.tmpdir, &mut record);
+            Some(held)
+        }
+        Err(outcome) => {
+            record.outcome = outcome;
+            None
+        }
+    };
     record.ended_at = now();
-    write_record(spec, &record)
+    let written = write_record(spec, &record);
+    // Only now may anybody else have the range: who takes it judges the attempt by its record.
+    drop(held);
+    written
 }
 
 fn still_named(layout: &Layout, spec: &ShimSpec) -> Result<bool, String> {
@@ -65,7 +79,11 @@ fn still_named(layout: &Layout, spec: &ShimSpec) -> Result<bool, String> {
 }
 
 /// Takes the GPUs, then makes everything the worker needs. A busy GPU leaves no log.
-fn prepare(layout: &Layout, spec: &ShimSpec, mut range: FileLock) -> Result<(Held, CappedLog), ExitOutcome> {
+fn prepare(
+    layout: &Layout,
+    spec: &ShimSpec,
+    mut range: FileLock,
+) -> Result<(Held, CappedLog, Pipe), ExitOutcome> {
     let trouble = |what: &str, path: &Path, error: std::io::Error| ExitOutcome::Environment {
         message: format!("cannot {what} {}: {error}", path.display()),
     };
@@ -85,7 +103,8 @@ fn prepare(layout: &Layout, spec: &ShimSpec, mut range: FileLock) -> Result<(Hel
         .prefix("as-")
         .tempdir_in(&tmp)
         .map_err(|e| trouble("create a folder in", &tmp, e))?;
-    let holder = identity("worker", spec, tmpdir.path());
+    let pipe = std::io::pipe().map_err(|e| trouble("create a pipe in", &tmp, e))?;
+    let holder = identity(spec, tmpdir.path(), &pipe.0);
     let lock_path = layout.range_lock(spec.range);
     range.describe(&holder).map_err(|error| trouble("write", &lock_path, error))?;
     for gpu in &mut gpus {
@@ -96,7 +115,7 @@ fn prepare(layout: &Layout, spec: &ShimSpec, mut range: FileLock) -> Result<(Hel
     fs::create_dir_all(&dir).map_err(|error| trouble("create", &dir, error))?;
     let path = layout.at(Layout::log(spec.range, spec.attempt));
     let log = CappedLog::create(&path, spec.log_cap).map_err(|error| trouble("create", &path, error))?;
-    Ok((Held { _range: range, _gpus: gpus, tmpdir }, log))
+    Ok((Held { _range: range, _gpus: gpus, tmpdir }, log, pipe))
 }
 
 /// Engines put sockets below TMPDIR, and a socket's path ends at 108 bytes (unix(7)).
@@ -111,12 +130,12 @@ fn supervise(
     spec: &ShimSpec,
     signals: tree::Signals,
     log: CappedLog,
+    (output, input): Pipe,
     tmpdir: &tempfile::TempDir,
     record: &mut ExitRecord,
 ) {
-    let started = spawn(spec, tmpdir.path());
-    let (leader, output) = match started {
-        Ok(started) => started,
+    let leader = match spawn(spec, tmpdir.path(), input) {
+        Ok(leader) => leader,
         Err(error) => {
             record.outcome = ExitOutcome::Environment { message: format!("cannot start a process: {error}") };
             return;
@@ -131,9 +150,8 @@ fn supervise(
     record.cut_bytes = end.log.cut_bytes;
 }
 
-fn spawn(spec: &ShimSpec, tmpdir: &Path) -> std::io::Result<(i32, std::io::PipeReader)> {
+fn spawn(spec: &ShimSpec, tmpdir: &Path, writer: PipeWriter) -> std::io::Result<i32> {
     use std::os::unix::process::CommandExt;
-    let (reader, writer) = std::io::pipe()?;
     let child = Command::new("/proc/self/exe")
         .arg0("auto-scheduler")
         .arg(TRAMPOLINE)
@@ -147,12 +165,12 @@ fn spawn(spec: &ShimSpec, tmpdir: &Path) -> std::io::Result<(i32, std::io::PipeR
         // Its own group, so that a worker which signals its group does not signal us.
         .process_group(0)
         .spawn()?;
-    Ok((child.id() as i32, reader))
+    Ok(child.id() as i32)
 }
 
-fn identity(what: &str, spec: &ShimSpec, tmpdir: &Path) -> String {
+fn identity(spec: &ShimSpec, tmpdir: &Path, output: &PipeReader) -> String {
     let holder = Holder {
-        what: what.into(),
+        what: "worker".into(),
         host: process::host_name(),
         boot_id: process::boot_id(),
         pid: std::process::id(),
@@ -161,6 +179,7 @@ fn identity(what: &str, spec: &ShimSpec, tmpdir: &Path) -> String {
         scheduler_id: spec.scheduler_id.clone(),
         attempt: Some(spec.attempt),
         tmpdir: Some(tmpdir.to_string_lossy().into_owned()),
+        output_inode: rustix::fs::fstat(output).ok().map(|stat| stat.st_ino),
     };
     serde_json::to_string(&holder).unwrap_or_default()
 }

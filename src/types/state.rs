@@ -138,6 +138,9 @@ pub struct Holder {
     pub scheduler_id: String,
     pub attempt: Option<Attempt>,
     pub tmpdir: Option<String>,
+    /// The pipe that the worker's output goes to: whoever still holds it belongs to the worker.
+    #[serde(default)]
+    pub output_inode: Option<u64>,
 }
 
 /// `plan.json`: which samples there are and how they are cut.
