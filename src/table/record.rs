@@ -85,13 +85,19 @@ fn special(buf: &[u8], at: usize) -> Option<usize> {
     buf.get(at..)?.iter().position(|b| SPECIAL[usize::from(*b)]).map(|n| at + n)
 }
 
-/// The first quote among eight bytes, without a branch per byte: lengths of fields vary, and a branch that guesses
-/// them wrong costs more than the search. Source: "Determine if a word has a zero byte", Bit Twiddling Hacks.
+/// The first `wanted` in `bytes`. Fields are short and their lengths vary, so the first eight bytes are searched without a
+/// branch per byte: one that guesses wrong costs more than the search. Source: "Determine if a word has a zero byte",
+/// Bit Twiddling Hacks.
 #[inline(always)]
-fn quote_in(bytes: &[u8; 8]) -> Option<usize> {
-    let zeroed = u64::from_le_bytes(*bytes) ^ u64::from_le_bytes([b'"'; 8]);
-    let marks = zeroed.wrapping_sub(u64::from_le_bytes([1; 8])) & !zeroed & u64::from_le_bytes([0x80; 8]);
-    (marks != 0).then(|| marks.trailing_zeros() as usize / 8)
+pub(super) fn find_near(wanted: u8, bytes: &[u8]) -> Option<usize> {
+    if let Some(first) = bytes.first_chunk() {
+        let zeroed = u64::from_le_bytes(*first) ^ u64::from_le_bytes([wanted; 8]);
+        let marks = zeroed.wrapping_sub(u64::from_le_bytes([1; 8])) & !zeroed & u64::from_le_bytes([0x80; 8]);
+        if marks != 0 {
+            return Some(marks.trailing_zeros() as usize / 8);
+        }
+    }
+    memchr(wanted, bytes)
 }
 
 /// The byte after the closing quote of a field whose text begins at `at`; `None` if that is not certain yet.
@@ -99,9 +105,7 @@ fn quote_in(bytes: &[u8; 8]) -> Option<usize> {
 fn after_quotes(buf: &[u8], mut at: usize) -> Option<usize> {
     loop {
         let rest = buf.get(at..)?;
-        // Most quoted fields are shorter than what a call of memchr costs.
-        let near = rest.first_chunk().and_then(quote_in);
-        at += near.or_else(|| memchr(b'"', rest))? + 1;
+        at += find_near(b'"', rest)? + 1;
         if *buf.get(at)? != b'"' {
             return Some(at);
         }

@@ -9,7 +9,7 @@
 
 use super::blocks::{BLOCK, for_blocks, line_of, read_full};
 use super::field::{LastId, integer, shown};
-use super::record::{ABSENT, Header, Record, Records, Wanted, whole};
+use super::record::{ABSENT, Header, Record, Records, Wanted, find_near, whole};
 use crate::types::{IdRows, InputIndex};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;

@@ -236,7 +236,7 @@ fn plain_block(table: &Table<'_>, bytes: &[u8], offset: u64, found: &mut Totals)
             continue;
         }
         for _ in 0..table.column {
-            line = &line[memchr::memchr(b',', line).ok_or(GaveUp)? + 1..];
+            line = &line[find_near(b',', line).ok_or(GaveUp)? + 1..];
         }
         let same =
             run.rows > 0 && line.starts_with(last) && matches!(line.get(last.len()), None | Some(b','));
