@@ -17,7 +17,7 @@ use crate::settle::{self, World};
 use crate::table::scan::scan_input;
 use crate::types::layout::Layout;
 use crate::types::state::{Counters, Holder, PlanFile, RangeState, RangeStatus, VERSION};
-use crate::types::{Attempt, IdRows, InputIndex, RangeId};
+use crate::types::{Attempt, IdRows, InputIndex, Piece, RangeId};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -349,10 +349,7 @@ fn refuse_new_between(
 /// Given-up ranges get a new chance, and a complete range whose file is gone or cut short is run again.
 fn reopen(folder: &Folder, states: &mut [RangeState]) -> Result<(), Failure> {
     for state in states {
-        let stands = |piece: &crate::types::Piece| {
-            piece.file.as_os_str().is_empty()
-                || fs::metadata(folder.layout.at(&piece.file)).is_ok_and(|meta| meta.len() == piece.len)
-        };
+        let stands = |piece: &Piece| folder.outputs.is_as_accepted(piece);
         let lost = state.pieces.iter().any(|piece| !stands(piece));
         if state.status == RangeStatus::Superseded {
             // Its files may have become other ranges' long ago.
@@ -363,7 +360,7 @@ fn reopen(folder: &Folder, states: &mut [RangeState]) -> Result<(), Failure> {
             continue;
         }
         if lost {
-            tracing::warn!(range = %state.range(), "a result file is gone or was changed; its ids are run again");
+            tracing::warn!(range = %state.range(), "its result file is gone or was changed; its ids are run again");
             state.pieces.retain(stands);
             state.counters.highest_accepted = None;
         }

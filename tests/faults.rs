@@ -710,3 +710,25 @@ fn a_result_file_lost_after_two_other_cuts_is_run_again() {
     bench.finish(&bench.flags(5, &bench.switched())).code(0);
     bench.assert_merged();
 }
+
+#[test]
+fn a_result_file_that_was_changed_is_noticed_and_its_range_run_again() {
+    let bench = Bench::new(0..8);
+    let flags = bench.flags(2, &bench.scripted(""));
+    bench.finish(&flags).code(0);
+    let path = bench.out("generation_results_data_0_to_4_real.csv");
+    let mut bytes = fs::read(&path).expect("a result");
+    let last = bytes.len() - 3;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).expect("it can be changed");
+    fs::remove_file(bench.out(support::MERGED)).expect("a merged file");
+    let refused = bench.on_out("merge", &[]).code(5);
+    refused.says(&[
+        "generation_results_data_0_to_4_real.csv",
+        "was changed since its rows were accepted",
+        "hint: ",
+    ]);
+    bench.finish(&flags).code(0).says(&["was changed; its ids are run again"]);
+    assert_eq!(bench.names("logs").len(), 3, "only the changed range runs again");
+    bench.assert_merged();
+}

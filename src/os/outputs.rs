@@ -1,6 +1,6 @@
 //! Workers' result files: judged where they lie, put together, merged.
 
-use super::files::{io_error, sync_dir};
+use super::files::{fingerprint, io_error, sync_dir};
 use crate::core::plan;
 use crate::ports::{Findings, Outputs, StoreError};
 use crate::table::merge::{MergeReport, MergeSource, merge};
@@ -30,6 +30,13 @@ impl FolderOutputs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("read", path)(error)),
         }
+    }
+
+    /// Whether a piece's file still holds, byte for byte, what was judged.
+    pub fn is_as_accepted(&self, piece: &Piece) -> bool {
+        let path = self.layout.at(&piece.file);
+        piece.file.as_os_str().is_empty()
+            || fingerprint(&path).is_ok_and(|found| found == (piece.len, piece.crc))
     }
 
     /// Every accepted piece with rows, as the merge takes them.
@@ -225,6 +232,11 @@ impl Outputs for FolderOutputs {
         let covered: Vec<i64> =
             ids.iter().copied().filter(|id| ranges.iter().any(|state| state.accepts(*id))).collect();
         let pieces: Vec<&Piece> = ranges.iter().flat_map(|state| &state.pieces).collect();
+        if let Some(changed) = pieces.iter().find(|piece| !self.is_as_accepted(piece)) {
+            let path = self.layout.at(&changed.file);
+            let what = "is gone or was changed since its rows were accepted; delete it, and the same run does them again";
+            return Err(StoreError::Data(format!("{} {what}", path.display())));
+        }
         let sources = self.sources(pieces.iter().copied());
         let target = self.layout.at(if complete { MERGED } else { PARTIAL });
         let report = self.write_rows(&sources, &covered, &target)?;
