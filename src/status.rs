@@ -3,7 +3,7 @@
 use crate::app;
 use crate::config::RunConfig;
 use crate::core::command::{masked, shell_line};
-use crate::core::{plan, pool};
+use crate::core::{plan, pool, worker};
 use crate::error::Failure;
 use crate::os::files::read_json;
 use crate::os::locks;
@@ -13,12 +13,13 @@ use crate::preflight;
 use crate::table::shard::RowCounter;
 use crate::types::layout::Layout;
 use crate::types::state::{Live, MergeSummary, PlanFile, RangeState, RangeStatus};
-use crate::types::words::grouped;
+use crate::types::words::{duration_words, grouped};
 use crate::types::{Attempt, RangeId};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 /// `status --json`; version 1.
 #[derive(Debug, Serialize)]
@@ -30,6 +31,12 @@ pub struct StatusReport {
     pub planned_ids: u64,
     pub accepted_ids: u64,
     pub accepted_rows: u64,
+    /// Rows of the input, and those of the samples that are left.
+    pub input_rows: u64,
+    pub input_rows_left: u64,
+    /// Of a live run that has got somewhere: input rows a minute, and seconds to its end at that rate.
+    pub input_rows_per_minute: Option<u64>,
+    pub eta_seconds: Option<u64>,
     pub ranges: Vec<RangeReport>,
     pub merge: Option<MergeSummary>,
 }
@@ -66,6 +73,9 @@ pub fn read(out: &Path) -> Result<StatusReport, Failure> {
         .map(|state| range_report(&folder.layout, state, &ids, alive, live.as_ref()))
         .collect();
     let left: u64 = ranges.iter().map(|range| range.samples_left).sum();
+    let planned = states.iter().filter(|state| plan.ranges.contains(&state.range()));
+    let rows_left: u64 = planned.map(|state| worker::rows_left(state, &plan.ids)).sum();
+    let rate = live.as_ref().and_then(|live| rate(live, rows_left));
     Ok(StatusReport {
         version: 1,
         out: folder.layout.out.display().to_string(),
@@ -73,9 +83,20 @@ pub fn read(out: &Path) -> Result<StatusReport, Failure> {
         planned_ids: ids.len() as u64,
         accepted_ids: ids.len() as u64 - left,
         accepted_rows: ranges.iter().map(|range| range.rows).sum(),
+        input_rows: plan.input_rows,
+        input_rows_left: rows_left,
+        input_rows_per_minute: rate.map(|rate| (rate * 60.0) as u64),
+        eta_seconds: rate.map(|rate| (rows_left as f64 / rate) as u64),
         ranges,
         merge: if alive { None } else { read_json(&folder.layout.summary()).unwrap_or(None) },
     })
+}
+
+/// Input rows a second since the run began; nothing before the first sample is accepted.
+fn rate(live: &Live, rows_left: u64) -> Option<f64> {
+    let seconds = jiff::Timestamp::now().as_second() - live.began;
+    let done = live.rows_left_then.checked_sub(rows_left)?;
+    (seconds > 0 && done > 0).then(|| done as f64 / seconds as f64)
 }
 
 fn range_report(
@@ -101,6 +122,7 @@ fn range_report(
     let note = match (waiting, failure) {
         (Some(reason), _) if state_word == "waiting" => reason.clone(),
         (_, Some(last)) => format!("attempt {}: {}: {}", last.attempt, last.class, last.message),
+        _ if state_word == "waiting" => "its turn: other ranges go first".into(),
         _ => String::new(),
     };
     RangeReport {
@@ -134,9 +156,16 @@ fn rows_so_far(layout: &Layout, range: RangeId, attempt: Attempt, gap: RangeId) 
 pub fn table(report: &StatusReport) -> String {
     let mut text = String::new();
     let life = if report.alive { "running" } else { "no scheduler" };
+    let pace = match (report.input_rows_per_minute, report.eta_seconds) {
+        (Some(rate), Some(seconds)) => {
+            let left = duration_words(Duration::from_secs(seconds));
+            format!("; {} input rows a minute, about {left} left", grouped(rate))
+        }
+        _ => String::new(),
+    };
     let _ = writeln!(
         text,
-        "{}: {life}; {} of {} samples accepted, {} rows",
+        "{}: {life}; {} of {} samples accepted, {} rows{pace}",
         report.out,
         grouped(report.accepted_ids),
         grouped(report.planned_ids),

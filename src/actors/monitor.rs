@@ -5,7 +5,7 @@ use crate::core::command::shell_line;
 use crate::core::supervisor::End;
 use crate::messages::{AttemptEnded, AttemptStarted, LeaseDelayed, RangeEnded};
 use crate::ports::StateStore;
-use crate::types::state::Live;
+use crate::types::state::{Live, VERSION};
 use crate::types::words::duration_words;
 use crate::types::{FailureClass, RangeId};
 use actix::{Actor, AsyncContext, Context, Handler};
@@ -47,15 +47,17 @@ impl MonitorActor {
         rows_left: BTreeMap<RangeId, u64>,
         rows_total: u64,
     ) -> Self {
-        let rows_before = rows_total - rows_left.values().sum::<u64>();
+        let rows_left_then = rows_left.values().sum::<u64>();
+        let began = jiff::Timestamp::now().as_second();
+        let live = Live { version: VERSION, scheduler_id, began, rows_left_then, ..Live::default() };
         Self {
-            live: Live { version: crate::types::state::VERSION, scheduler_id, ..Live::default() },
+            live,
             store,
             write_pending: false,
             show_commands,
             total: rows_left.len(),
             rows_total,
-            rows_before,
+            rows_before: rows_total - rows_left_then,
             rows_left,
             complete: 0,
             given_up: 0,

@@ -200,6 +200,9 @@ pub struct MergeSummary {
 pub struct Live {
     pub version: u32,
     pub scheduler_id: String,
+    /// Seconds since 1970 when the run began, and the input rows that were left then.
+    pub began: i64,
+    pub rows_left_then: u64,
     /// What a range that is not running waits for, by range.
     pub waiting: BTreeMap<String, String>,
 }
