@@ -200,9 +200,23 @@ fn waiting_for_gpus_is_bounded_only_while_nothing_runs() {
     assert_eq!(story.tell(Event::Ticked), [Action::CancelLease { range: range(1) }, finish]);
 }
 
+/// Mistakes that a supervisor could make; the search has to find each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Bug {
+    /// What is said of an older attempt is taken for news of the current one.
+    StaleAttemptNotDropped,
+    /// A given-up range is never reported, so the merge waits for ever.
+    GivingUpForgotten,
+    /// The run goes on as if nobody had asked it to stop.
+    StopForgotten,
+    /// The cap counts only what runs, not what is about to.
+    OverTheCap,
+}
+
 /// What the supervisor's surroundings may do next: the world of the exhaustive search.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 struct World {
+    bug: Option<Bug>,
     core: Supervisor,
     /// Requests the pool has not answered.
     asked: Vec<RangeId>,
@@ -225,11 +239,33 @@ const MOST_ATTEMPTS: u32 = 3;
 impl World {
     fn take(&mut self, event: Event, policy: &Policy) {
         let before = self.core.clone();
-        let actions = self.core.decide(event.clone(), Duration::ZERO, policy);
+        let mut actions = self.core.decide(self.mistaken(event.clone()), Duration::ZERO, policy);
+        match self.bug {
+            Some(Bug::GivingUpForgotten) => {
+                actions.retain(|action| !matches!(action, Action::RangeEnded { end: End::GivenUp, .. }));
+            }
+            Some(Bug::StopForgotten) => self.core.stop = None,
+            Some(Bug::OverTheCap) => {
+                let more = Policy { max_parallel: policy.max_parallel + 1, ..policy.clone() };
+                actions.extend(self.core.decide(Event::Ticked, Duration::ZERO, &more));
+            }
+            _ => {}
+        }
         let broken = invariants::broken_by(&before, &actions, &self.core, policy.max_parallel);
         assert_eq!(broken, None, "{event:?} in {before:?}");
         for action in actions {
             self.obey(action);
+        }
+    }
+
+    fn mistaken(&self, event: Event) -> Event {
+        match event {
+            Event::AttemptEnded { range, report, jitter, .. }
+                if self.bug == Some(Bug::StaleAttemptNotDropped) =>
+            {
+                Event::AttemptEnded { range, attempt: self.core.slots[&range].attempt, report, jitter }
+            }
+            other => other,
         }
     }
 
@@ -239,6 +275,7 @@ impl World {
             Action::RequestLease { range } => self.asked.push(range),
             Action::CancelLease { range } => self.asked.retain(|asked| *asked != range),
             Action::RunAttempt { range, attempt, .. } => {
+                assert_eq!(self.stops, 0, "started after a stop");
                 assert!(self.live.iter().all(|(of, _)| *of != range), "two attempts of one range");
                 self.live.push((range, attempt));
             }
@@ -318,12 +355,11 @@ impl World {
     }
 }
 
-/// Rule 8 and all the others: from every reachable state, every next event keeps the rules, and wherever nothing more
-/// can happen but time, the run has finished.
-#[test]
-fn every_reachable_state_keeps_the_rules_and_no_run_gets_stuck() {
+/// Walks every reachable state with every next event; returns how many there are. Panics where a rule breaks, or where
+/// nothing more can happen but time and the run has not finished.
+fn search(bug: Option<Bug>) -> usize {
     let policy = policy(1);
-    let mut start = World::default();
+    let mut start = World { bug, ..World::default() };
     start.take(Event::Began((0..RANGES).map(|n| brief(n, 5)).collect()), &policy);
     let (mut seen, mut frontier) = (HashSet::new(), vec![start]);
     while let Some(world) = frontier.pop() {
@@ -339,5 +375,19 @@ fn every_reachable_state_keeps_the_rules_and_no_run_gets_stuck() {
         assert!(can_go_on, "stuck: {:?}", world.core);
         frontier.extend(events.iter().map(|event| world.after(event, &policy)));
     }
-    assert!(seen.len() > 1000, "the search saw only {} states", seen.len());
+    seen.len()
+}
+
+/// Rule 8 and all the others.
+#[test]
+fn every_reachable_state_keeps_the_rules_and_no_run_gets_stuck() {
+    let states = search(None);
+    assert!(states > 1000, "the search saw only {states} states");
+}
+
+#[test]
+fn the_search_finds_planted_bugs() {
+    for bug in [Bug::StaleAttemptNotDropped, Bug::GivingUpForgotten, Bug::StopForgotten, Bug::OverTheCap] {
+        assert!(std::panic::catch_unwind(|| search(Some(bug))).is_err(), "{bug:?} was not found");
+    }
 }
