@@ -43,8 +43,8 @@ struct Prepared {
     _mastery: Mastery,
 }
 
-/// `auto-scheduler run`: plans, runs every range, merges.
-pub fn run(config: &RunConfig) -> Result<ExitCode, Failure> {
+/// `auto-scheduler run`: plans, runs every range, merges. Returns the exit code and the last words.
+pub fn run(config: &RunConfig) -> Result<(ExitCode, String), Failure> {
     let began = Instant::now();
     tracing::info!("=== Starting Automatic LLM Continuation Scheduler ===");
     for warning in &config.warnings {
@@ -60,13 +60,8 @@ pub fn run(config: &RunConfig) -> Result<ExitCode, Failure> {
     let prepared = prepare(config)?;
     if let Some(summary) = already_merged(&prepared) {
         tracing::info!("Every range is complete and the merged file is as it was written; nothing to do");
-        summary::print(&summary::of_run(
-            &prepared.folder.layout,
-            &summary,
-            &prepared.states,
-            began.elapsed(),
-        ));
-        return Ok(ExitCode::Done);
+        let text = summary::of_run(&prepared.folder.layout, &summary, &prepared.states, began.elapsed());
+        return Ok((ExitCode::Done, text));
     }
     let end = supervise(config, &prepared, &armed)?;
     let states = prepared.folder.store.load_all().map_err(|error| merge_failure(&error))?;
@@ -84,7 +79,7 @@ fn prepare(config: &RunConfig) -> Result<Prepared, Failure> {
     })?;
     let old = preflight::read_plan(&folder.layout)?;
     if let Some(plan) = &old {
-        preflight::check_same_job(plan, &input, config)?;
+        preflight::check_same_job(plan, &input, config, &folder.store.load_all()?)?;
     }
     preflight::recover(&folder, &preflight::planned_ids(old.as_ref(), &input), config.grace)?;
     let ranges = preflight::cut(&folder, old.as_ref(), &input, config)?;
@@ -288,23 +283,20 @@ fn conclude(
     end: RunEnd,
     states: &[RangeState],
     elapsed: Duration,
-) -> Result<ExitCode, Failure> {
+) -> Result<(ExitCode, String), Failure> {
     let layout = &prepared.folder.layout;
     let planned: Vec<RangeState> =
         states.iter().filter(|state| prepared.ranges.contains(&state.range())).cloned().collect();
     match (end.ending, end.merge) {
         (Ending::Merged, Some(Ok(merged))) => {
-            summary::print(&summary::of_run(layout, &merged, &planned, elapsed));
-            Ok(if merged.complete { ExitCode::Done } else { ExitCode::Incomplete })
+            let code = if merged.complete { ExitCode::Done } else { ExitCode::Incomplete };
+            Ok((code, summary::of_run(layout, &merged, &planned, elapsed)))
         }
         (Ending::Merged, Some(Err(error))) => Err(merge_failure(&error)),
         (Ending::Merged, None) => {
             Err(Failure::new(ExitCode::MergeFailed, "the merge ended without a result"))
         }
-        (Ending::Stopped(cause), _) => {
-            summary::print(&summary::of_stop(layout, &planned, elapsed));
-            Ok(stop_code(cause))
-        }
+        (Ending::Stopped(cause), _) => Ok((stop_code(cause), summary::of_stop(layout, &planned, elapsed))),
         (Ending::Broken(cause), _) => Err(Failure::new(
             ExitCode::Broken,
             format!("no worker could ever do its work, so the run was stopped: {cause}"),
@@ -318,21 +310,25 @@ fn conclude(
 
 fn merge_failure(error: &crate::ports::StoreError) -> Failure {
     Failure::from_error(ExitCode::MergeFailed, error)
-        .hint("nothing was lost: the ranges' own files are as they were; mend the cause, then `auto-scheduler merge OUT`")
+        .hint("give the run's own command again: it looks at every file, runs what is missing and merges")
 }
 
 /// `auto-scheduler merge OUT`: judges ended attempts, proves, merges.
-pub fn merge(out: &Path) -> Result<ExitCode, Failure> {
+pub fn merge(out: &Path) -> Result<(ExitCode, String), Failure> {
     let began = Instant::now();
     let folder = existing(out)?;
     let _mastery = preflight::take_locks(&folder, "merge")?;
     let plan = preflight::read_plan(&folder.layout)?.ok_or_else(|| no_run(out))?;
     let ids: Vec<i64> = plan.ids.iter().map(|sample| sample.id).collect();
     for mut state in folder.store.load_all()? {
+        if plan.ranges.contains(&state.range()) && state.status == RangeStatus::Superseded {
+            return Err(Failure::refused("a run was interrupted while it cut the ranges anew")
+                .hint("give that run's command again; then there is something to merge"));
+        }
         let alive = locks::is_held(&folder.layout.range_lock(state.range())).unwrap_or(true);
         if alive {
             tracing::warn!(range = %state.range(), "its worker is still running; what it has so far is not merged");
-        } else if state.open.is_some() {
+        } else if preflight::is_unsettled(&state, &ids) {
             crate::settle::settle(folder.world(), &mut state, &ids, false)?;
         }
     }
@@ -340,8 +336,8 @@ pub fn merge(out: &Path) -> Result<ExitCode, Failure> {
         .map_err(|error| merge_failure(&error))?;
     let mut states = folder.store.load_all()?;
     states.retain(|state| plan.ranges.contains(&state.range()));
-    summary::print(&summary::of_run(&folder.layout, &merged, &states, began.elapsed()));
-    Ok(if merged.complete { ExitCode::Done } else { ExitCode::Incomplete })
+    let code = if merged.complete { ExitCode::Done } else { ExitCode::Incomplete };
+    Ok((code, summary::of_run(&folder.layout, &merged, &states, began.elapsed())))
 }
 
 /// Opens a folder that a run was started in.

@@ -69,7 +69,7 @@ pub struct GpuArgs {
     #[arg(long, default_value = "auto", value_name = "LIST")]
     pub gpus: String,
     /// GPUs one worker gets; 0: none (a remote engine)
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 2, value_name = "N")]
     pub gpus_per_worker: u32,
     /// Free memory a GPU must have, in GiB
     #[arg(long, default_value_t = 10.0, value_name = "GIB", allow_negative_numbers = true)]
@@ -108,10 +108,10 @@ pub struct JobArgs {
     #[arg(long, value_name = "DIR", default_value = "output/playground/continuation_auto")]
     pub output_path: String,
     /// Number of ranges to cut the ids into
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub num_workers: u64,
     /// Workers that may run at the same time
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_parallel_workers: u64,
     /// The worker's program and leading arguments, split as a shell splits words, run without a shell
     #[arg(long, value_name = "CMD")]
@@ -125,10 +125,10 @@ pub struct JobArgs {
 #[command(next_help_heading = "Model parameters, passed on to the worker")]
 pub struct ModelArgs {
     /// Tensor parallel size
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 2, value_name = "N")]
     pub tp_size: u64,
     /// Data parallel size
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1, value_name = "N")]
     pub dp_size: u64,
     /// Samples with more rows are skipped by the worker
     #[arg(long, default_value_t = 32768, value_name = "N", allow_negative_numbers = true)]
@@ -178,7 +178,7 @@ pub struct ModelArgs {
 #[command(next_help_heading = "Restarts and stopping")]
 pub struct RestartArgs {
     /// Charged failures in a row without progress before a range is given up
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_failures: u32,
     /// First ceiling of the random delay before a restart; doubles with every failure
     #[arg(long, default_value = "5s", value_name = "D", value_parser = duration)]

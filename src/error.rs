@@ -85,7 +85,9 @@ impl Failure {
             message.push_str(&format!(": {inner}"));
             cause = inner.source();
         }
-        Self::new(code, message)
+        // It may quote a file's bytes, which must not reach a terminal as commands.
+        let shown = message.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c });
+        Self::new(code, shown.collect::<String>())
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -1,7 +1,7 @@
 //! Parse, run, exit.
 #![forbid(unsafe_code)]
 
-use auto_scheduler::cli::{self, Command, OutputArgs};
+use auto_scheduler::cli::{self, Command};
 use auto_scheduler::error::{ExitCode, Failure};
 use auto_scheduler::types::shim::{SHIM, TRAMPOLINE};
 use auto_scheduler::{app, config, shim, status, summary};
@@ -27,38 +27,52 @@ fn scheduler() -> ExitCode {
         Err(error) => {
             // A closed terminal is no reason for another exit code.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
+            if !error.use_stderr() {
+                return ExitCode::Done;
+            }
+            let _ = writeln!(
+                std::io::stderr(),
+                "hint: `auto-scheduler run --help` explains every flag and its values"
+            );
+            return ExitCode::Usage;
         }
     };
-    obey(cli.command).unwrap_or_else(|failure| {
-        // Somebody may have closed our standard error days ago.
-        let _ = writeln!(std::io::stderr(), "{failure}");
-        failure.code
-    })
+    match obey(cli.command) {
+        Ok((code, text)) => {
+            summary::print(&text);
+            code
+        }
+        Err(failure) => {
+            // Somebody may have closed our standard error days ago.
+            let _ = writeln!(std::io::stderr(), "{failure}");
+            failure.code
+        }
+    }
 }
 
-fn obey(command: Command) -> Result<ExitCode, Failure> {
+/// The exit code and what goes to standard output; by then every log line is written.
+fn obey(command: Command) -> Result<(ExitCode, String), Failure> {
     match command {
         Command::Run(args) => {
-            let _logs = start_logs(&args.output);
+            let _logs = start_logs(args.output.verbose, args.output.log_format == "json");
             app::run(&config::run_config(&args)?)
         }
         Command::Plan(args) => {
-            let _logs = start_logs(&args.output);
-            summary::print(&status::plan(&config::run_config(&args)?)?);
-            Ok(ExitCode::Done)
+            let _logs = start_logs(args.output.verbose, args.output.log_format == "json");
+            Ok((ExitCode::Done, status::plan(&config::run_config(&args)?)?))
         }
         Command::Status(args) => {
             let report = status::read(&args.out)?;
-            summary::print(&if args.json { json(&report) } else { status::table(&report) });
-            Ok(ExitCode::Done)
+            Ok((ExitCode::Done, if args.json { json(&report) } else { status::table(&report) }))
         }
         Command::Gpus(args) => {
             let gpus = status::gpus(&config::gpu_config(&args.gpu)?)?;
-            summary::print(&if args.json { json(&gpus) } else { status::gpu_table(&gpus) });
-            Ok(ExitCode::Done)
+            Ok((ExitCode::Done, if args.json { json(&gpus) } else { status::gpu_table(&gpus) }))
         }
-        Command::Merge(args) => app::merge(&args.out),
+        Command::Merge(args) => {
+            let _logs = start_logs(false, false);
+            app::merge(&args.out)
+        }
     }
 }
 
@@ -77,9 +91,9 @@ impl FormatTime for Seconds {
 
 /// Logs go to standard error, by a thread of their own: a terminal that stands still must not stop the run. The level
 /// can be set in AUTO_SCHEDULER_LOG. What is still unwritten is written when the guard is dropped.
-fn start_logs(output: &OutputArgs) -> WorkerGuard {
+fn start_logs(verbose: bool, json: bool) -> WorkerGuard {
     use std::io::IsTerminal;
-    let level = if output.verbose { "auto_scheduler=debug" } else { "auto_scheduler=info" };
+    let level = if verbose { "auto_scheduler=debug" } else { "auto_scheduler=info" };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("AUTO_SCHEDULER_LOG").unwrap_or_else(|_| level.into());
     let color =
@@ -92,7 +106,7 @@ fn start_logs(output: &OutputArgs) -> WorkerGuard {
         .with_target(false)
         // Its complaint about a closed standard error would go there, and panic.
         .log_internal_errors(false);
-    if output.log_format == "json" {
+    if json {
         logs.json().init();
     } else {
         logs.with_ansi(color).init();

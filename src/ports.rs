@@ -66,6 +66,8 @@ pub trait Outputs: Send + Sync {
     fn examine(&self, range: RangeId, attempt: Attempt, gap: RangeId) -> Result<Findings, StoreError>;
     /// Makes the drop-in file of a range all of whose ids are accepted; may be called again after a crash.
     fn assemble(&self, range: RangeId, pieces: &[Piece], ids: &[i64]) -> Result<Piece, StoreError>;
+    /// Whether a piece's file still holds, byte for byte, what was judged.
+    fn is_as_accepted(&self, piece: &Piece) -> bool;
     /// Removes the result files of attempts that the drop-in file replaces.
     fn discard(&self, range: RangeId, pieces: &[Piece]);
     /// Proves and writes the merged file and its summary from what every range has accepted.

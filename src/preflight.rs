@@ -12,7 +12,7 @@ use crate::os::machine::{self, Machine};
 use crate::os::outputs::FolderOutputs;
 use crate::os::process;
 use crate::os::state_store::FolderStore;
-use crate::ports::{StateStore, StoreError};
+use crate::ports::{Outputs, StateStore, StoreError};
 use crate::settle::{self, World};
 use crate::table::scan::scan_input;
 use crate::types::layout::Layout;
@@ -185,8 +185,7 @@ pub fn recover(folder: &Folder, ids: &[i64], grace: Duration) -> Result<(), Fail
     end_leftovers(folder, &states, grace)?;
     for mut state in states {
         let range = state.range();
-        let unfinished = !matches!(state.status, RangeStatus::Complete | RangeStatus::Superseded);
-        if state.open.is_some() || (unfinished && worker::all_accepted(&state, ids)) {
+        if is_unsettled(&state, ids) {
             let failure = settle::settle(folder.world(), &mut state, ids, false)?;
             let rows = state.accepted_rows();
             match failure {
@@ -196,6 +195,12 @@ pub fn recover(folder: &Folder, ids: &[i64], grace: Duration) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// Whether an attempt of the range was not judged yet, or all is accepted and its file does not stand yet.
+pub fn is_unsettled(state: &RangeState, ids: &[i64]) -> bool {
+    let unfinished = !matches!(state.status, RangeStatus::Complete | RangeStatus::Superseded);
+    state.open.is_some() || (unfinished && worker::all_accepted(state, ids))
 }
 
 /// Ends every worker that still holds a range, all at the same time.
@@ -232,7 +237,16 @@ pub fn read_plan(layout: &Layout) -> Result<Option<PlanFile>, StoreError> {
 }
 
 /// Refuses, by name, to mix two jobs in one folder.
-pub fn check_same_job(plan: &PlanFile, input: &InputIndex, config: &RunConfig) -> Result<(), Failure> {
+pub fn check_same_job(
+    plan: &PlanFile,
+    input: &InputIndex,
+    config: &RunConfig,
+    states: &[RangeState],
+) -> Result<(), Failure> {
+    if states.iter().all(|state| state.pieces.is_empty() && state.open.is_none()) {
+        // Nothing was done that another job could be mixed with.
+        return Ok(());
+    }
     let gone = missing(&plan.ids, &input.ids);
     if !gone.is_empty() {
         return Err(Failure::refused(format!("the input no longer holds {}", name_ids(&gone)))
@@ -301,7 +315,9 @@ pub fn cut(
     for (range, pieces) in &cut.completed {
         let pieces = pieces.clone();
         let mut state = RangeState { pieces, attempts: used(*range), ..RangeState::new(*range) };
-        settle::complete(folder.world(), &mut state, &ids)?;
+        if let Some((_, reason)) = settle::complete(folder.world(), &mut state, &ids)? {
+            tracing::warn!(%range, "{reason}");
+        }
     }
     for range in &cut.fresh {
         folder.store.save(&RangeState { attempts: used(*range), ..RangeState::new(*range) })?;

@@ -6,7 +6,7 @@
 use crate::core::coverage::{self, AttemptEnd, Evidence};
 use crate::core::{plan, worker};
 use crate::ports::{Outputs, StateStore, StoreError, Sweeper};
-use crate::types::state::{OpenAttempt, RangeState, RangeStatus};
+use crate::types::state::{LastFailure, OpenAttempt, RangeState, RangeStatus};
 use crate::types::{ExitOutcome, FailureClass, RangeId};
 
 /// A range's failure as the supervisor counts it.
@@ -43,20 +43,51 @@ pub fn settle(
         *state = judged;
     }
     if state.status != RangeStatus::Complete && worker::all_accepted(state, ids) {
-        complete(world, state, ids)?;
+        failure = complete(world, state, ids)?.or(failure);
     }
     Ok(failure)
 }
 
-/// Turns a range all of whose ids are accepted into a complete one with its drop-in file.
-pub fn complete(world: World, state: &mut RangeState, ids: &[i64]) -> Result<(), StoreError> {
+/// Turns a range all of whose ids are accepted into a complete one with its drop-in file. Where its pieces do not make
+/// one (a file is gone, headers differ), what is no longer trusted is let go, and its ids are left to do again.
+///
+/// # Errors
+/// As `settle`: the disk's, never the data's.
+pub fn complete(world: World, state: &mut RangeState, ids: &[i64]) -> Result<Failure, StoreError> {
     let range = state.range();
-    let piece = world.outputs.assemble(range, &state.pieces, plan::ids_of(ids, range))?;
+    let piece = match world.outputs.assemble(range, &state.pieces, plan::ids_of(ids, range)) {
+        Ok(piece) => piece,
+        Err(StoreError::Data(reason)) => return let_go(world, state, reason).map(Some),
+        Err(error) => return Err(error),
+    };
     let done = RangeState { pieces: vec![piece], status: RangeStatus::Complete, ..state.clone() };
     world.store.save(&done)?;
     world.outputs.discard(range, &state.pieces);
     *state = done;
-    Ok(())
+    Ok(None)
+}
+
+/// Drops the pieces whose files are not what was accepted; if all are, they contradict each other, and none is kept.
+/// What is accepted again is no progress, so this cannot go on for ever.
+fn let_go(
+    world: World,
+    state: &mut RangeState,
+    reason: String,
+) -> Result<(FailureClass, String), StoreError> {
+    let message = format!("the accepted rows do not make one file and are done again: {reason}");
+    let mut again = state.clone();
+    again.pieces.retain(|piece| world.outputs.is_as_accepted(piece));
+    if again.pieces.len() == state.pieces.len() {
+        again.pieces.clear();
+    }
+    again.status = RangeStatus::Pending;
+    again.counters.charged_in_a_row += 1;
+    let (attempt, class) = (state.attempts, FailureClass::ContractBreach);
+    let outcome = ExitOutcome::Code(0);
+    again.last_failure = Some(LastFailure { attempt, class, outcome, message: message.clone() });
+    world.store.save(&again)?;
+    *state = again;
+    Ok((class, message))
 }
 
 fn judge_open(

@@ -65,7 +65,13 @@ pub fn read(out: &Path) -> Result<StatusReport, Failure> {
     let ids: Vec<i64> = plan.ids.iter().map(|sample| sample.id).collect();
     let alive = app::is_alive(&folder.layout);
     let live: Option<Live> = if alive { read_json(&folder.layout.live()).unwrap_or(None) } else { None };
-    let states = folder.store.load_all()?;
+    let mut states = folder.store.load_all()?;
+    // A range whose state file is gone has nothing that is known to be done.
+    for range in &plan.ranges {
+        if !states.iter().any(|state| state.range() == *range) {
+            states.push(RangeState::new(*range));
+        }
+    }
     let ranges: Vec<RangeReport> = plan
         .ranges
         .iter()
@@ -173,7 +179,11 @@ pub fn table(report: &StatusReport) -> String {
     );
     let header = ["RANGE", "STATE", "LEFT", "SAMPLES", "ROWS", "UNJUDGED", "ATTEMPTS", "GPUS", "NOTE"];
     let mut rows = vec![header.map(str::to_owned)];
+    let mut last_note = "";
     for range in &report.ranges {
+        // Many ranges wait for the same.
+        let note = if range.note == last_note && range.note.len() > 40 { "the same" } else { &range.note };
+        last_note = &range.note;
         let gpus: Vec<String> = range.gpus.iter().map(u32::to_string).collect();
         rows.push([
             range.range.clone(),
@@ -184,7 +194,7 @@ pub fn table(report: &StatusReport) -> String {
             grouped(range.rows_unjudged),
             range.attempts.to_string(),
             gpus.join(","),
-            range.note.clone(),
+            note.to_owned(),
         ]);
     }
     text.push_str(&columns(&rows));
@@ -242,7 +252,10 @@ pub fn plan(config: &RunConfig) -> Result<String, Failure> {
             let _ = writeln!(text, "run would be refused: {failure}");
         }
     }
-    match (&config.command, ranges.first()) {
+    let rows_of =
+        |range: &RangeId| plan::samples_of(&input.ids, *range).iter().map(|sample| sample.rows).sum::<u64>();
+    let longest = ranges.iter().max_by_key(|range| (rows_of(range), std::cmp::Reverse(**range)));
+    match (&config.command, longest) {
         (Some(command), Some(first)) => {
             let dir = Layout::attempt_dir(*first, Attempt(1));
             let argv = masked(&command.argv(*first, &dir.to_string_lossy()));

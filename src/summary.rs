@@ -64,7 +64,7 @@ pub fn of_run(layout: &Layout, merged: &MergeSummary, states: &[RangeState], ela
             range.missing_ids.len(),
             ids.join(", "),
             range.reason,
-            layout.at(&range.log).display()
+            if range.log.is_empty() { String::new() } else { layout.at(&range.log).display().to_string() }
         );
     }
     if !merged.complete {

@@ -31,7 +31,7 @@ use fakes::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -1304,40 +1304,6 @@ fn progress_with_ranges_that_have_ended_or_failed_in_every_way_is_told_without_a
         journal.until(secs(100)).await;
         assert_eq!(journal.dead(), NONE);
     });
-}
-
-#[test]
-fn an_attempt_that_could_not_begin_does_not_lower_the_number_of_running_ones() {
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    on_paused_clock(async |journal| {
-        let watching = Watching::new(&journal);
-        let (attempt, lease) = (Attempt(1), lease(0, &[0, 1]));
-        watching.monitor.do_send(AttemptStarted { range: A, attempt, lease, command: vec!["worker".into()] });
-        // What a range tells whose state could not be saved: no process of it was ever started.
-        watching.monitor.do_send(AttemptEnded {
-            range: B,
-            attempt,
-            report: failed(FailureClass::Environment, 0),
-        });
-        journal.until(secs(31)).await;
-    });
-    let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let progress = said.lines().find(|line| line.contains("Progress")).unwrap();
-    assert!(progress.contains("0/2 completed, 1 running"), "{said}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------

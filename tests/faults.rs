@@ -313,7 +313,8 @@ fn after_a_killed_scheduler_another_number_of_workers_completes_too() {
 fn after_a_killed_scheduler_merge_is_honest_about_what_still_runs() {
     let bench = Bench::new(0..40);
     killed_midway(&bench);
-    bench.on_out("merge", &[]).code(4);
+    let ended = bench.on_out("merge", &[]).code(4).says(&["its worker is still running"]);
+    assert!(ended.stdout.contains("its worker is still running"), "{}", ended.stdout);
     assert_eq!(bench.json("merge_summary.json")["complete"], json!(false));
     bench.finish(&bench.flags(4, &bench.switched())).code(0);
     bench.assert_merged();
@@ -731,4 +732,59 @@ fn a_result_file_that_was_changed_is_noticed_and_its_range_run_again() {
     bench.finish(&flags).code(0).says(&["was changed; its ids are run again"]);
     assert_eq!(bench.names("logs").len(), 3, "only the changed range runs again");
     bench.assert_merged();
+}
+
+#[test]
+fn accepted_rows_that_do_not_make_one_file_are_done_again() {
+    let bench = Bench::new(0..8);
+    // The first attempt's rows stand under another header than those of the second.
+    let worker = bench.scripted("--wrong-header --only-first 1 --crash-at 5 --crash-times 1");
+    let ended = bench.finish(&bench.flags(1, &worker)).code(0);
+    ended.says(&["contract breach", "do not make one file"]);
+    bench.assert_merged();
+}
+
+#[test]
+fn an_attempt_folder_deleted_under_a_live_run_costs_only_its_rows() {
+    let bench = Bench::new(0..8);
+    let go = bench.text_path("go");
+    let worker = bench.scripted(&format!("--crash-at 4 --crash-times 1 --wait-for {go} --wait-at 6"));
+    let run = bench.start(&bench.flags(1, &worker));
+    bench.until_printed("Waiting for", 1);
+    fs::remove_dir_all(bench.out("attempts/0_8.1")).expect("a folder to delete");
+    bench.write("go", "");
+    run.wait().code(0);
+    bench.assert_merged();
+}
+
+#[test]
+fn a_worker_mistyped_at_first_may_be_corrected() {
+    let bench = Bench::new(0..8);
+    bench.finish(&bench.flags(2, "python3 /nowhere/nothing.py")).code(6);
+    bench.finish(&bench.flags(2, &bench.scripted(""))).code(0);
+    bench.assert_merged();
+}
+
+#[test]
+fn merge_completes_a_range_whose_file_was_moved_before_that_was_written_down() {
+    let bench = Bench::new(0..4);
+    bench.finish(&bench.flags(1, &bench.scripted(""))).code(0);
+    let (state, result) = ("worker_args_0_4.json", "generation_results_data_0_to_4_real.csv");
+    let mut document = bench.json(state);
+    document["status"] = json!("running");
+    document["pieces"][0]["file"] = json!(format!("attempts/0_4.1/{result}"));
+    fs::write(bench.out(state), document.to_string()).expect("a state");
+    fs::remove_file(bench.out(support::MERGED)).expect("a merged file");
+    bench.on_out("merge", &[]).code(0);
+    bench.assert_merged();
+}
+
+#[test]
+fn status_counts_nothing_of_a_range_whose_state_is_gone() {
+    let bench = Bench::new(0..8);
+    bench.finish(&bench.flags(2, &bench.scripted(""))).code(0);
+    fs::remove_file(bench.out("worker_args_0_4.json")).expect("a state");
+    let status: Value =
+        serde_json::from_str(&bench.on_out("status", &["--json"]).code(0).stdout).expect("a document");
+    assert_eq!((&status["accepted_ids"], &status["ranges"][0]["range"]), (&json!(4), &json!("0_4")));
 }

@@ -87,8 +87,7 @@ fn is_usage(more: &[&str], says: &[&str]) {
     let bench = Bench::new(0..4);
     let more: Vec<String> = more.iter().map(|word| (*word).to_owned()).collect();
     let ended = bench.finish(&[bench.flags(2, &bench.scripted("")), more].concat()).code(2).says(says);
-    let helps = ["Usage:", "hint:", "--help", "tip:"].iter().any(|text| ended.stderr.contains(text));
-    assert!(helps, "{}", ended.stderr);
+    assert!(ended.stderr.contains("hint: "), "{}", ended.stderr);
     assert!(!bench.path("out").exists());
 }
 

@@ -2,14 +2,14 @@
 
 use super::off_thread;
 use crate::core::command::shell_line;
+use crate::core::progress::Progress;
 use crate::core::supervisor::End;
 use crate::messages::{AttemptEnded, AttemptStarted, LeaseDelayed, RangeEnded};
 use crate::ports::StateStore;
 use crate::types::state::{Live, VERSION};
-use crate::types::words::duration_words;
 use crate::types::{FailureClass, RangeId};
 use actix::{Actor, AsyncContext, Context, Handler};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -25,17 +25,9 @@ pub struct MonitorActor {
     store: Arc<dyn StateStore>,
     write_pending: bool,
     show_commands: bool,
-    total: usize,
-    /// Input rows: all, done before this run began, and left per range that has not ended.
-    rows_total: u64,
-    rows_before: u64,
-    rows_left: BTreeMap<RangeId, u64>,
-    complete: usize,
-    given_up: usize,
-    running: BTreeSet<RangeId>,
-    restarts: usize,
+    progress: Progress,
     began: Instant,
-    said_progress: Option<Instant>,
+    said_progress: Instant,
 }
 
 impl MonitorActor {
@@ -55,16 +47,9 @@ impl MonitorActor {
             store,
             write_pending: false,
             show_commands,
-            total: rows_left.len(),
-            rows_total,
-            rows_before: rows_total - rows_left_then,
-            rows_left,
-            complete: 0,
-            given_up: 0,
-            running: BTreeSet::new(),
-            restarts: 0,
+            progress: Progress::new(rows_left, rows_total),
             began: Instant::now(),
-            said_progress: None,
+            said_progress: Instant::now(),
         }
     }
 
@@ -90,27 +75,9 @@ impl MonitorActor {
         }
     }
 
-    fn progress(&mut self) {
-        self.said_progress = Some(Instant::now());
-        let left: u64 = self.rows_left.values().sum();
-        let done = self.rows_total - left;
-        let elapsed = self.began.elapsed();
-        let now = done - self.rows_before;
-        let eta = match now {
-            0 => String::new(),
-            _ => format!(", about {} left", duration_words(elapsed.mul_f64(left as f64 / now as f64))),
-        };
-        let given_up =
-            if self.given_up > 0 { format!(", {} given up", self.given_up) } else { String::new() };
-        tracing::info!(
-            "Progress: {}/{} completed, {} running{given_up}, {} of {} input rows, elapsed: {:.1}s{eta}",
-            self.complete,
-            self.total,
-            self.running.len(),
-            done,
-            self.rows_total,
-            elapsed.as_secs_f64(),
-        );
+    fn say_progress(&mut self) {
+        self.said_progress = Instant::now();
+        tracing::info!("{}", self.progress.line(self.began.elapsed()));
     }
 }
 
@@ -130,7 +97,7 @@ impl Actor for MonitorActor {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.began = Instant::now();
-        ctx.run_interval(PROGRESS_EVERY, |actor, _| actor.progress());
+        ctx.run_interval(PROGRESS_EVERY, |actor, _| actor.say_progress());
     }
 }
 
@@ -142,7 +109,7 @@ impl Handler<LeaseDelayed> for MonitorActor {
         self.waits_for(msg.range, Some(msg.reason), ctx);
         // Queueing behind running ranges is no news; waiting while nothing runs is.
         ctx.run_later(IDLE_BEFORE_SAYING_SO, move |actor, _| {
-            if actor.running.is_empty()
+            if actor.progress.is_idle()
                 && let Some(reason) = actor.live.waiting.get(&msg.range.to_string())
             {
                 tracing::warn!("Nothing runs; range [{}, {}) waits: {reason}", msg.range.low, msg.range.high);
@@ -155,7 +122,7 @@ impl Handler<AttemptStarted> for MonitorActor {
     type Result = ();
 
     fn handle(&mut self, msg: AttemptStarted, ctx: &mut Context<Self>) {
-        self.running.insert(msg.range);
+        self.progress.started(msg.range);
         let gpus: Vec<u32> = msg.lease.gpus.iter().map(|gpu| gpu.ordinal).collect();
         let (low, high) = (msg.range.low, msg.range.high);
         let attempt = if msg.attempt.0 > 1 { format!(" (attempt {})", msg.attempt) } else { String::new() };
@@ -169,14 +136,12 @@ impl Handler<AttemptEnded> for MonitorActor {
     type Result = ();
 
     fn handle(&mut self, msg: AttemptEnded, ctx: &mut Context<Self>) {
-        self.running.remove(&msg.range);
-        self.rows_left.insert(msg.range, msg.report.rows_left);
+        self.progress.ended(msg.range, msg.report.rows_left);
         let (low, high) = (msg.range.low, msg.range.high);
         match &msg.report.failure {
             None => tracing::info!("Worker [{low}, {high}) completed successfully"),
             Some((FailureClass::Stopped, _)) => tracing::info!("Worker [{low}, {high}) stopped"),
             Some((class, message)) => {
-                self.restarts += 1;
                 tracing::warn!(
                     "Worker failed for range [{low}, {high}), attempt {}: {class}: {message}",
                     msg.attempt
@@ -192,16 +157,15 @@ impl Handler<RangeEnded> for MonitorActor {
 
     fn handle(&mut self, msg: RangeEnded, ctx: &mut Context<Self>) {
         match msg.end {
-            End::Complete => self.complete += 1,
+            End::Complete => self.progress.completed(),
             End::GivenUp => {
-                self.given_up += 1;
+                self.progress.gave_up();
                 tracing::error!("Range [{}, {}) is given up", msg.range.low, msg.range.high);
             }
         }
         self.waits_for(msg.range, None, ctx);
-        let last = self.complete + self.given_up == self.total;
-        if last || self.said_progress.is_none_or(|at| at.elapsed() >= PROGRESS_AT_MOST_EVERY) {
-            self.progress();
+        if self.progress.is_over() || self.said_progress.elapsed() >= PROGRESS_AT_MOST_EVERY {
+            self.say_progress();
         }
     }
 }

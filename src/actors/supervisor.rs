@@ -78,7 +78,12 @@ impl SupervisorActor {
             }
             Action::WakeAfter { range, attempt, delay } => {
                 if !delay.is_zero() {
-                    tracing::info!("Range [{}, {}) is tried again in {:.1?}", range.low, range.high, delay);
+                    tracing::info!(
+                        "Range [{}, {}) is tried again in {:.1} s",
+                        range.low,
+                        range.high,
+                        delay.as_secs_f64()
+                    );
                 }
                 ctx.run_later(delay, move |actor, ctx| {
                     actor.step(Event::BackoffOver { range, attempt }, ctx)

@@ -52,11 +52,21 @@ pub struct WorkerActor {
     lease: Option<Lease>,
     failure: Failure,
     stop: Option<Box<dyn Fn(bool)>>,
+    complaint: Option<String>,
 }
 
 impl WorkerActor {
     pub fn new(state: RangeState, shared: Rc<Shared>, peers: Peers) -> Self {
-        Self { core: Worker::default(), state, shared, peers, lease: None, failure: None, stop: None }
+        Self {
+            core: Worker::default(),
+            state,
+            shared,
+            peers,
+            lease: None,
+            failure: None,
+            stop: None,
+            complaint: None,
+        }
     }
 
     fn step(&mut self, event: Event, ctx: &mut Context<Self>) {
@@ -204,9 +214,14 @@ impl WorkerActor {
         );
     }
 
-    fn complain(&self, doing: &str, error: &dyn std::error::Error) {
+    /// Once per trouble: what is tried every few seconds for hours fails in the same words each time.
+    fn complain(&mut self, doing: &str, error: &dyn std::error::Error) {
         let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        tracing::error!(range = %self.state.range(), "cannot {doing}: {error}{cause}");
+        let complaint = format!("cannot {doing}: {error}{cause}");
+        if self.complaint.as_ref() != Some(&complaint) {
+            tracing::error!(range = %self.state.range(), "{complaint}");
+            self.complaint = Some(complaint);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod invariants;
 pub mod merge;
 pub mod plan;
 pub mod pool;
+pub mod progress;
 pub mod restart;
 pub mod supervisor;
 pub mod worker;

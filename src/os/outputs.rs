@@ -3,7 +3,7 @@
 use super::files::{fingerprint, io_error, sync_dir};
 use crate::core::plan;
 use crate::ports::{Findings, Outputs, StoreError};
-use crate::table::merge::{MergeReport, MergeSource, merge};
+use crate::table::merge::{MergeError, MergeReport, MergeSource, merge};
 use crate::table::shard::read_shard;
 use crate::types::layout::{Layout, MERGED, PARTIAL};
 use crate::types::state::{GivenUp, MergeSummary, MergedPart, RangeState, RangeStatus, VERSION};
@@ -32,13 +32,6 @@ impl FolderOutputs {
         }
     }
 
-    /// Whether a piece's file still holds, byte for byte, what was judged.
-    pub fn is_as_accepted(&self, piece: &Piece) -> bool {
-        let path = self.layout.at(&piece.file);
-        piece.file.as_os_str().is_empty()
-            || fingerprint(&path).is_ok_and(|found| found == (piece.len, piece.crc))
-    }
-
     /// Every accepted piece with rows, as the merge takes them.
     fn sources<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) -> Vec<MergeSource> {
         pieces
@@ -54,8 +47,7 @@ impl FolderOutputs {
         target: &Path,
     ) -> Result<Option<MergeReport>, StoreError> {
         let mut file = atomic_write_file::AtomicWriteFile::open(target).map_err(io_error("write", target))?;
-        let report =
-            merge(sources, ids, file.as_file_mut()).map_err(|error| StoreError::Data(describe(&error)))?;
+        let report = merge(sources, ids, file.as_file_mut()).map_err(|error| refused(error, target))?;
         if report.header.is_none() {
             return Ok(None);
         }
@@ -93,8 +85,11 @@ impl FolderOutputs {
             .map(|state| GivenUp {
                 range: state.range(),
                 missing_ids: plan::ids_left(ids, state),
-                reason: state.last_failure.as_ref().map_or_else(|| "never run".into(), |f| f.message.clone()),
-                log: Layout::log(state.range(), state.attempts).display().to_string(),
+                reason: why_not_complete(state),
+                log: match state.attempts {
+                    Attempt(0) => String::new(),
+                    attempt => Layout::log(state.range(), attempt).display().to_string(),
+                },
             })
             .collect();
         let complete = given_up.is_empty();
@@ -131,6 +126,23 @@ impl FolderOutputs {
             fs::rename(&merged, self.layout.at(format!("{MERGED}.old")))?;
         }
         sync_dir(&self.layout.out)
+    }
+}
+
+fn why_not_complete(state: &RangeState) -> String {
+    match (&state.open, &state.last_failure) {
+        (Some(_), _) => "its worker is still running".into(),
+        (None, Some(last)) => last.message.clone(),
+        (None, None) => "not started yet".into(),
+    }
+}
+
+/// The disk's trouble is to be tried again; everything else is in the data.
+fn refused(error: MergeError, target: &Path) -> StoreError {
+    match error {
+        MergeError::Write { source, .. } => io_error("write", target)(source),
+        MergeError::Read { file, source } => io_error("read", &file)(source),
+        other => StoreError::Data(describe(&other)),
     }
 }
 
@@ -213,6 +225,12 @@ impl Outputs for FolderOutputs {
                 Ok(Piece { attempt, file, len: 0, crc: 0, segments: vec![segment] })
             }
         }
+    }
+
+    fn is_as_accepted(&self, piece: &Piece) -> bool {
+        let path = self.layout.at(&piece.file);
+        piece.file.as_os_str().is_empty()
+            || fingerprint(&path).is_ok_and(|found| found == (piece.len, piece.crc))
     }
 
     fn discard(&self, range: RangeId, pieces: &[Piece]) {
