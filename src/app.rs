@@ -32,6 +32,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+/// How long the end of a run waits for workers' last lines to be shown.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
+
 /// A run that is ready to start.
 struct Prepared {
     folder: Folder,
@@ -155,9 +158,9 @@ fn supervise(config: &RunConfig, prepared: &Prepared, armed: &AtomicBool) -> Res
         }
     });
     console.close();
-    if let Some(printer) = printer {
-        // It only prints; whatever happened to it is no reason to fail the run.
-        let _ = printer.join();
+    if let Some(printed) = printer {
+        // A terminal that stands still must not hold up the end; the logs have everything.
+        let _ = printed.recv_timeout(LAST_OUTPUT);
     }
     ended
 }

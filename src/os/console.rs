@@ -7,8 +7,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -34,10 +33,14 @@ impl Console {
         Self::default()
     }
 
-    /// Starts printing to `sink`; join the handle after `close`.
-    pub fn start(sink: impl Write + Send + 'static) -> io::Result<(Self, JoinHandle<()>)> {
+    /// Starts printing to `sink`. After `close`, the receiver ends once everything is printed; whoever waits for that
+    /// should not do so for ever, since a terminal may stand still.
+    pub fn start(sink: impl Write + Send + 'static) -> io::Result<(Self, Receiver<()>)> {
         let (orders, inbox) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("console".into()).spawn(move || {
+        let (printing, printed) = mpsc::channel();
+        std::thread::Builder::new().name("console".into()).spawn(move || {
+            // Dropped with the thread.
+            let _printing: Sender<()> = printing;
             let mut followed: BTreeMap<RangeId, Follow> = BTreeMap::new();
             let mut sink = sink;
             loop {
@@ -60,7 +63,7 @@ impl Console {
                 }
             }
         })?;
-        Ok((Self { orders: Some(orders) }, thread))
+        Ok((Self { orders: Some(orders) }, printed))
     }
 
     pub fn follow(&self, range: RangeId, log: PathBuf) {
@@ -166,11 +169,11 @@ mod tests {
         let log = dir.path().join("log");
         std::fs::write(&log, b"one\ntwo\rbar 10%\r\xff\x1b[2J\nlast without end")?;
         let sink = Sink::default();
-        let (console, thread) = Console::start(sink.clone())?;
+        let (console, printed) = Console::start(sink.clone())?;
         console.follow(RangeId::new(0, 8), log);
         console.finish(RangeId::new(0, 8));
         console.close();
-        thread.join().expect("no panic");
+        assert_eq!(printed.recv(), Err(mpsc::RecvError));
         let text = String::from_utf8_lossy(&sink.0.lock().expect("not poisoned")).into_owned();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "[Worker 0-8] one");
