@@ -60,7 +60,8 @@ pub struct Mastery {
 pub fn scan(config: &RunConfig) -> Result<InputIndex, Failure> {
     tracing::info!("Loading input data from {}", config.input_path);
     let index = scan_input(Path::new(&config.input_path)).map_err(|error| {
-        Failure::from_error(crate::error::ExitCode::Refused, &error).hint("see --input-path")
+        Failure::from_error(crate::error::ExitCode::Refused, &error)
+            .hint("correct the input, or name another one with --input-path")
     })?;
     if let (Some(first), Some(last)) = (index.ids.first(), index.ids.last()) {
         if last.id == i64::MAX {

@@ -34,6 +34,18 @@ pub(crate) fn shorter() -> io::Error {
     io::Error::new(ErrorKind::UnexpectedEof, "the file is shorter than it was")
 }
 
+/// Why a walk over blocks ended early: the file could not be read, or what it holds is bad.
+pub(crate) enum Stop<E> {
+    Io(io::Error),
+    Bad(E),
+}
+
+impl<E> From<io::Error> for Stop<E> {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
 /// Calls `each(offset, bytes)` for the blocks of `[from, to)`, or up to the end of the file where that comes
 /// first; returns the byte after the last one read. `each` ends the walk early with `Ok(false)`.
 pub(crate) fn for_blocks<E: From<io::Error>>(

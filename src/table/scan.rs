@@ -7,7 +7,7 @@
 //! vouch for, gives up, and the file is read again by [`exact`], in order and without guessing. So every error and
 //! every odd file is judged by the exact rules alone.
 
-use super::blocks::{BLOCK, for_blocks, line_of, read_full};
+use super::blocks::{BLOCK, Stop, for_blocks, line_of, read_full};
 use super::field::{LastId, integer, shown};
 use super::record::{ABSENT, Header, Record, Records, Wanted, find_near, whole};
 use crate::types::{IdRows, InputIndex};

@@ -1,6 +1,6 @@
 //! Writing what was surveyed.
 
-use super::super::blocks::{BLOCK, for_blocks, read_exact, shorter};
+use super::super::blocks::{BLOCK, Stop, for_blocks, read_exact, shorter};
 use super::super::field::unquoted;
 use super::super::record::{Record, Records, Wanted, raw_fields};
 use super::survey::{Step, Survey};
@@ -65,17 +65,6 @@ impl<'a> Sink<'a> {
     }
 }
 
-enum Stop {
-    Io(io::Error),
-    Bad(MergeError),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
 /// Writes one segment; returns in how many of its records a field had to be quoted.
 pub(super) fn emit(survey: &Survey<'_>, sink: &mut Sink<'_>) -> Result<u64, MergeError> {
     let (Some(table), Some(file)) = (survey.table, survey.file.as_ref()) else { return Ok(0) };
@@ -131,21 +120,27 @@ impl Source<'_> {
         &self,
         span: (u64, u64),
         mut each: impl FnMut(&[u8]) -> Result<(), MergeError>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Stop<MergeError>> {
         if let Some((start, bytes)) = &self.window {
             return each(&bytes[(span.0 - start) as usize..(span.1 - start) as usize]).map_err(Stop::Bad);
         }
-        let end =
-            for_blocks::<Stop>(self.file, span, |_, bytes| each(bytes).map_err(Stop::Bad).map(|()| true))?;
+        let end = for_blocks::<Stop<MergeError>>(self.file, span, |_, bytes| {
+            each(bytes).map_err(Stop::Bad).map(|()| true)
+        })?;
         if end < span.1 { Err(Stop::Io(shorter())) } else { Ok(()) }
     }
 
-    fn copy(&self, span: (u64, u64), sink: &mut Sink<'_>) -> Result<(), Stop> {
+    fn copy(&self, span: (u64, u64), sink: &mut Sink<'_>) -> Result<(), Stop<MergeError>> {
         self.read(span, |bytes| sink.push(bytes))
     }
 
     /// Writes the records of `runs` one by one; returns how many had a field quoted.
-    fn emit_records(&self, runs: &[(u64, u64)], sort: bool, sink: &mut Sink<'_>) -> Result<u64, Stop> {
+    fn emit_records(
+        &self,
+        runs: &[(u64, u64)],
+        sort: bool,
+        sink: &mut Sink<'_>,
+    ) -> Result<u64, Stop<MergeError>> {
         let total: u64 = runs.iter().map(|run| run.1 - run.0).sum();
         let hold = self.window.is_none() && total <= IN_MEMORY;
         let mut held = Vec::new();
@@ -191,7 +186,7 @@ impl Source<'_> {
         shift: u64,
         mut held: Option<&mut Vec<u8>>,
         places: &mut Vec<Place>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Stop<MergeError>> {
         let wanted = Wanted { id: self.table.id, token: self.table.token };
         let mut records = Records::new(run.0, wanted, self.table.crlf);
         let mut add = |record: &Record<'_>| {

@@ -1,6 +1,6 @@
 //! The checking pass over one segment: proves its records and finds out what can be copied as it is.
 
-use super::super::blocks::{for_blocks, line_of, shorter};
+use super::super::blocks::{Stop, for_blocks, line_of, shorter};
 use super::super::field::{LastId, shown};
 use super::super::record::{Record, Records, Wanted};
 use super::*;
@@ -124,22 +124,11 @@ struct Walk<'a> {
     last_token: Token,
 }
 
-enum Stop {
-    Io(io::Error),
-    Bad(MergeError),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
 impl Walk<'_> {
     fn span(&mut self, span: (u64, u64)) -> Result<(), MergeError> {
         let table = self.table;
         let mut records = Records::new(span.0, Wanted { id: table.id, token: table.token }, table.crlf);
-        let walked = for_blocks::<Stop>(self.file, span, |_, bytes| {
+        let walked = for_blocks::<Stop<MergeError>>(self.file, span, |_, bytes| {
             records.feed(bytes, |record| self.take(&record)).map_err(Stop::Bad)?;
             Ok(true)
         });

@@ -2,24 +2,13 @@
 
 use super::*;
 
-enum Stop {
-    Io(io::Error),
-    Bad(ScanError),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
 /// Adds what is found from byte `from` on, where a record begins; returns all of it and the length of the file.
 pub(super) fn exact(table: &Table<'_>, mut totals: Totals, from: u64) -> Result<(Totals, u64), ScanError> {
     let mut last = LastId::default();
     let mut records = Records::new(from, table.wanted(), table.header.crlf);
     // A record may lie in several blocks; its hash is carried on from each to the next.
     let mut open = Xxh3::new();
-    let walked = for_blocks::<Stop>(table.file, (from, u64::MAX), |offset, block| {
+    let walked = for_blocks::<Stop<ScanError>>(table.file, (from, u64::MAX), |offset, block| {
         let fed = records.feed(block, |record| {
             let id = table.id_of(&record, &mut last)?;
             let end = (record.end - offset) as usize;
